@@ -1,0 +1,72 @@
+"""Flags that several commands share, and the way from flags to settings."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from selfinstruct.config import RunConfig
+
+Out = Annotated[Path, typer.Argument(metavar="OUT", help="Folder of the dataset, for example outputs/alpaca.")]
+Json = Annotated[bool, typer.Option("--json", help="Print the result as one JSON object.")]
+Teacher = Annotated[
+    str | None,
+    typer.Option(
+        help="Model that writes the tasks: local:smollm2, local:/path/model.gguf, gpt-..., or any name with --base-url."
+    ),
+]
+BaseUrl = Annotated[
+    str | None, typer.Option(metavar="URL[,URL]", help="OpenAI-compatible endpoint(s), ending with /v1.")
+]
+ApiKeyEnv = Annotated[
+    str | None, typer.Option(metavar="NAME", help="Environment variable that holds the key [OPENAI_API_KEY].")
+]
+Num = Annotated[int | None, typer.Option("--num", "-n", help="Rows to reach [100].")]
+Concurrency = Annotated[int | None, typer.Option(help="Requests in flight [32; 8 for a local model].")]
+MaxRequests = Annotated[int | None, typer.Option(help="Stop after this many requests of this command.")]
+MaxTokens = Annotated[int | None, typer.Option(help="Stop after this many tokens, in and out, of this command.")]
+MaxMinutes = Annotated[float | None, typer.Option(help="Stop after this time.")]
+MinAcceptance = Annotated[
+    float | None, typer.Option(help="Stop when a smaller share of the last tasks is accepted [0.01].")
+]
+Timeout = Annotated[float | None, typer.Option(help="Seconds for one attempt of a request, all in all [300].")]
+Config = Annotated[Path | None, typer.Option("--config", "-c", metavar="FILE", help="YAML file of settings.")]
+Set = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="NAME=VALUE", help="Any other setting; selfinstruct config schema lists them."),
+]
+
+
+def settings(file: Path | None, flags: dict[str, Any], assignments: list[str] | None) -> RunConfig:
+    """Defaults < file < SELFINSTRUCT_* < flags, resolved."""
+    from selfinstruct import config
+    from selfinstruct.errors import UsageError
+
+    extra: dict[str, Any] = {}
+    for assignment in assignments or []:
+        name, equals, value = assignment.partition("=")
+        if not equals:
+            raise UsageError(f"--set {assignment!r} has no '='", hint="write --set temperature=0.7")
+        extra[name.strip()] = value
+    environment = dict(os.environ)
+    given = {**extra, **{name: value for name, value in flags.items() if value is not None}}
+    endpoint = environment.get("OPENAI_BASE_URL", "").strip()
+    if endpoint and "SELFINSTRUCT_BASE_URL" not in environment and _asks_openai(given, file, environment):
+        environment["SELFINSTRUCT_BASE_URL"] = endpoint
+    found = config.load(file, environment, given)
+    if found.base_url and "teacher" not in found.model_fields_set:
+        raise UsageError(
+            "--base-url was given, and no --teacher: which of the server's models shall write?",
+            hint="add --teacher NAME, as the server calls the model",
+        )
+    return found.resolve()
+
+
+def _asks_openai(given: dict[str, Any], file: Path | None, environment: dict[str, str]) -> bool:
+    """True when a remote teacher is named without an endpoint: then OPENAI_BASE_URL counts, as in other tools."""
+    teacher = str(given.get("teacher") or environment.get("SELFINSTRUCT_TEACHER") or "")
+    return bool(teacher) and not teacher.startswith(("local:", "scripted")) and not given.get("base_url") and not file

@@ -1,0 +1,238 @@
+"""Typed settings of a run. Every field is identity (it changes the rows) or runtime (it does not); see IDENTITY.
+
+Order of precedence: defaults < config file (YAML) < ``SELFINSTRUCT_<FIELD>`` variables < flags.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
+
+from selfinstruct.errors import OutputError, UsageError
+
+DEFAULT_TEACHER = "local:smollm2"
+OPENAI_URL = "https://api.openai.com/v1"
+MAX_CONFIG_BYTES = 1 << 20
+
+# Identity: another value would give other rows, so a run keeps it for life and resuming with another is refused.
+IDENTITY = frozenset(
+    "method language teacher form api shots tasks temperature top_p min_p max_new_tokens threshold tokenizer seed "
+    "pool_lag validation".split()
+)
+# Runtime: how, where and how long the same rows are made. (The seeds' content is identity too: by its hash.)
+RUNTIME = frozenset(
+    "seeds num base_url api_key_env concurrency timeout patience max_requests max_tokens max_minutes min_acceptance "
+    "acceptance_window allow_plain_http".split()
+)
+
+
+def _as_list(value: object) -> object:
+    if isinstance(value, str):
+        return [part.strip() for part in value.split(",") if part.strip()]
+    return value
+
+
+class RunConfig(BaseModel):
+    """The settings of one run. ``None`` means: chosen by ``resolve`` (teacher, form and language decide)."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    method: Literal["alpaca"] = Field("alpaca", description="how to ask for tasks and read replies")
+    language: Literal["en", "pt"] = Field("en", description="language of the generated tasks")
+    teacher: str = Field(DEFAULT_TEACHER, min_length=1, max_length=300, description="model that writes the tasks")
+    form: Literal["text", "schema", "short"] | None = Field(None, description="prompt form")
+    api: Literal["chat", "completions"] | None = Field(None, description="endpoint: chat, or raw completions")
+    shots: int = Field(3, ge=0, le=50, description="seed tasks shown in a prompt")
+    tasks: int = Field(20, ge=1, le=100, description="tasks asked for in a request")
+    temperature: float = Field(1.0, ge=0, le=2)
+    top_p: float = Field(1.0, gt=0, le=1)
+    min_p: float | None = Field(None, ge=0, lt=1, description="for servers that have it")
+    max_new_tokens: int | None = Field(None, ge=1, le=1_000_000, description="token limit of a reply")
+    threshold: float = Field(0.7, gt=0, le=1, description="a task is new when its ROUGE-L is not above this")
+    tokenizer: Literal["rouge", "unicode"] | None = Field(None, description="words for ROUGE-L")
+    seed: int = Field(42, ge=0, lt=2**63, description="random seed of the prompts")
+    pool_lag: int = Field(512, ge=1, le=100_000, description="requests a prompt lags behind the pool")
+    validation: float = Field(0.02, ge=0, le=0.5, description="share of the rows in the validation split")
+
+    seeds: str | None = Field(None, description="seed file (JSON lines); default: those that ship")
+    num: int = Field(100, ge=1, le=100_000_000, description="rows to reach")
+    base_url: Annotated[tuple[str, ...], BeforeValidator(_as_list)] = Field(
+        (), description="endpoint(s) of the teacher"
+    )
+    api_key_env: str = Field("OPENAI_API_KEY", pattern=r"^[A-Za-z_][A-Za-z0-9_]*$", description="variable with the key")
+    concurrency: int | None = Field(None, ge=1, le=4096, description="requests in flight")
+    timeout: float = Field(300.0, gt=0, le=86_400, description="seconds for one attempt, all in all")
+    patience: float = Field(900.0, ge=0, le=604_800, description="seconds to keep retrying one request")
+    max_requests: int | None = Field(None, ge=1, description="stop after this many requests of this command")
+    max_tokens: int | None = Field(None, ge=1, description="stop after this many tokens (in + out) of this command")
+    max_minutes: float | None = Field(None, gt=0, description="stop after this time")
+    min_acceptance: float = Field(0.01, ge=0, le=1, description="stop when fewer of the last tasks are accepted")
+    acceptance_window: int = Field(100, ge=1, le=100_000, description="requests that min_acceptance looks back")
+    allow_plain_http: bool = Field(False, description="allow a key over http to another host")
+
+    @field_validator("base_url")
+    @classmethod
+    def _check_urls(cls, urls: tuple[str, ...]) -> tuple[str, ...]:
+        for url in urls:
+            parts = urlsplit(url)
+            if parts.scheme not in ("http", "https") or not parts.hostname:
+                raise ValueError(f"{_without_credentials(url)!r} is no http(s) URL; write http://host:port/v1")
+            if parts.username or parts.password or parts.query or parts.fragment:
+                raise ValueError("a base URL holds no credentials and no query; put the key into a variable")
+        return tuple(url.rstrip("/") for url in urls)
+
+    @property
+    def teacher_kind(self) -> Literal["local", "scripted", "openai", "http"]:
+        """Which backend the teacher's name asks for; UsageError when it says none."""
+        kind, _, rest = self.teacher.partition(":")
+        if kind == "local" and rest:
+            return "local"
+        if kind == "scripted":
+            return "scripted"
+        if self.base_url:
+            return "http"
+        if self.teacher.startswith(("gpt-", "chatgpt-", "o1", "o3", "o4")):
+            return "openai"
+        raise UsageError(
+            f"cannot tell where the teacher {self.teacher!r} runs",
+            hint="add --base-url URL for a server, or name gpt-... (OpenAI), local:smollm2, local:/path/model.gguf",
+        )
+
+    def resolve(self) -> RunConfig:
+        """The same settings with every ``None`` filled in, as the run will use and record them."""
+        kind = self.teacher_kind
+        if kind == "local" and self.base_url:
+            raise UsageError(
+                "--base-url was given, and the teacher is a local model",
+                hint="name the model that the server serves: --teacher NAME",
+            )
+        form = self.form or ("short" if kind == "local" else "text")
+        api = self.api or ("completions" if kind == "local" else "chat")
+        return self.model_copy(
+            update={
+                "form": form,
+                "api": api,
+                "min_p": 0.05 if self.min_p is None and kind == "local" else self.min_p,
+                "max_new_tokens": self.max_new_tokens or (220 if form == "short" else 200 * self.tasks),
+                "tokenizer": self.tokenizer or ("rouge" if self.language == "en" else "unicode"),
+                "concurrency": self.concurrency or (8 if kind == "local" else 32),
+            }
+        )
+
+    def identity(self, *, seeds_sha256: str, method_fingerprint: str) -> dict[str, Any]:
+        """What decides the rows, as plain values: recorded when the run starts and compared when it is resumed."""
+        fields = {name: getattr(self, name) for name in sorted(IDENTITY)}
+        if self.teacher_kind == "local":
+            fields["teacher"] = "local:" + self.teacher.partition(":")[2].replace("\\", "/").rsplit("/", 1)[-1]
+        return {**fields, "seeds_sha256": seeds_sha256, "method_fingerprint": method_fingerprint}
+
+    def to_yaml(self) -> str:
+        """The settings as a config file; no secret can be in it."""
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def fingerprint(identity: Mapping[str, Any]) -> str:
+    """16 hex digits that stand for an identity."""
+    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def load(file: Path | None, environment: Mapping[str, str], flags: Mapping[str, Any]) -> RunConfig:
+    """Build the settings from all sources; UsageError names every wrong key and value at once."""
+    values: dict[str, Any] = {}
+    sources: dict[str, str] = {}
+    fields = set(RunConfig.model_fields)
+    from_environment = {
+        name: environment[key] for name in fields if (key := f"SELFINSTRUCT_{name.upper()}") in environment
+    }
+    for source, found in (
+        (str(file), _read_yaml(file) if file else {}),
+        ("the environment (SELFINSTRUCT_...)", from_environment),
+        ("the command line", {name: value for name, value in flags.items() if value is not None}),
+    ):
+        values.update(found)
+        sources.update(dict.fromkeys(found, source))
+    try:
+        return RunConfig.model_validate(values)
+    except ValidationError as error:
+        raise UsageError(
+            "the settings are wrong:\n" + "\n".join(_explain(error, sources)),
+            hint="selfinstruct config schema lists every setting",
+        ) from None
+
+
+def load_file(path: Path) -> RunConfig:
+    """The settings in one file alone, as a run wrote them."""
+    return load(path, {}, {})
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        with path.open("rb") as stream:
+            raw = stream.read(MAX_CONFIG_BYTES + 1)
+    except OSError as error:
+        raise UsageError(f"{path}: cannot be read ({error.strerror or error})", hint="check --config FILE") from None
+    if len(raw) > MAX_CONFIG_BYTES:
+        raise UsageError(f"{path}: larger than {MAX_CONFIG_BYTES // 1024} KiB; this is no config file")
+    try:
+        text = raw.decode("utf-8-sig")
+        if any(isinstance(token, yaml.AliasToken) for token in yaml.scan(text)):
+            raise UsageError(f"{path}: holds a YAML alias (*name)", hint="write the value out")
+        found = yaml.safe_load(text)
+    except UnicodeDecodeError:
+        raise UsageError(f"{path}: not UTF-8 text", hint="save it as UTF-8") from None
+    except (yaml.YAMLError, RecursionError, ValueError) as error:
+        where = getattr(error, "problem_mark", None)
+        line = f":{where.line + 1}" if where else ""
+        raise UsageError(f"{path}{line}: not YAML ({getattr(error, 'problem', None) or 'unreadable'})") from None
+    if found is None:
+        return {}
+    if not isinstance(found, dict) or not all(isinstance(key, str) for key in found):
+        raise UsageError(f"{path}: not a list of `name: value` lines", hint="see: selfinstruct config show")
+    return found
+
+
+def _explain(error: ValidationError, sources: Mapping[str, str]) -> list[str]:
+    lines = []
+    for problem in error.errors(include_url=False):
+        name = str(problem["loc"][0]) if problem["loc"] else "settings"
+        where = sources.get(name, "defaults")
+        if problem["type"] == "extra_forbidden":
+            near = difflib.get_close_matches(name, RunConfig.model_fields, n=1)
+            said = f"unknown{f'; did you mean {near[0]!r}?' if near else ''}"
+        else:
+            said = f"{problem['msg'].removeprefix('Value error, ')} (seen: {_seen(name, problem['input'])})"
+        lines.append(f"  {name} in {where}: {said}")
+    return lines
+
+
+def _seen(name: str, value: object) -> str:
+    text = str(value)[:80]
+    return repr(_without_credentials(text) if name == "base_url" else text)
+
+
+def _without_credentials(url: str) -> str:
+    scheme, at, rest = url.rpartition("@")
+    return f"{scheme.split('//')[0]}//***@{rest}" if at else url
+
+
+def write_config(config: RunConfig, path: Path) -> None:
+    """Write the settings beside the journal (temporary file, then rename)."""
+    temporary = path.with_name(path.name + ".tmp")
+    try:
+        temporary.write_text(config.to_yaml(), encoding="utf-8")
+        temporary.replace(path)
+    except OSError as error:
+        raise OutputError(f"{path}: cannot be written ({error.strerror or error})") from error
+
+
+def url_hosts(urls: Sequence[str]) -> list[str]:
+    """The hosts of base URLs, for messages."""
+    return [urlsplit(url).netloc for url in urls]

@@ -1,0 +1,65 @@
+"""The gate between a draft and the pool: repair, rules, novelty. One draft at a time, since neighbours matter."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from selfinstruct.languages import Language
+from selfinstruct.novelty.index import RougeLIndex
+from selfinstruct.quality.filters import first_failure, repair
+from selfinstruct.records import Draft, SeedTask, Verdict, row_id
+
+
+class Gate:
+    """Judges drafts against the seeds and everything accepted before.
+
+    Seeds are never filtered; they are only compared against.
+    """
+
+    def __init__(
+        self,
+        seeds: Sequence[SeedTask],
+        *,
+        language: Language,
+        rules: tuple[str, ...],
+        threshold: float,
+        tokenizer: str,
+    ) -> None:
+        self._language = language
+        self._rules = rules
+        self._index = RougeLIndex(threshold=threshold, tokenizer=tokenizer)
+        self._names: list[str] = []
+        self._kept: set[str] = set()
+        for seed in seeds:
+            self._index.add(seed.instruction)
+            self._names.append(seed.task_id)
+
+    @property
+    def engine(self) -> str:
+        """Which novelty engine runs."""
+        return self._index.engine
+
+    def judge(self, draft: Draft) -> tuple[Draft, Verdict]:
+        """The draft as repaired, and whether it enters the pool. An accepted draft counts for all later ones."""
+        draft = repair(draft)
+        rule, seen = first_failure(draft, self._language, self._rules)
+        if rule:
+            return draft, Verdict(False, rule, seen[:200])
+        name = row_id(draft.instruction, draft.input)
+        if name in self._kept:  # two texts without a single token are never similar, and still the same row
+            return draft, Verdict(False, "duplicate", "the same instruction and input", 1.0, name)
+        novelty = self._index.offer(draft.instruction)
+        if not novelty.kept:
+            nearest = None if novelty.nearest_id is None else self._names[novelty.nearest_id]
+            return draft, Verdict(False, "not_new", f"ROUGE-L {novelty.score:.3f}", novelty.score, nearest)
+        self._names.append(name)
+        self._kept.add(name)
+        return draft, Verdict(True)
+
+    def restore(self, accepted: Iterable[tuple[str, str]]) -> None:
+        """Take up rows (instruction, input) that an earlier session of the run accepted, in their order."""
+        for instruction, input in accepted:
+            self._index.add(instruction)
+            name = row_id(instruction, input)
+            self._names.append(name)
+            self._kept.add(name)

@@ -1,0 +1,255 @@
+"""The loop. Prompts go out many at a time and come back in any order; they are judged in the order of their numbers.
+
+So the rows do not depend on concurrency, latency or the number of endpoints, and resuming is walking the same road
+again: a request whose answer the journal holds is not sent. Prompt n may show the pool as it was ``pool_lag``
+requests earlier, which is what lets that many requests be on their way.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Literal
+
+from selfinstruct.backends.base import Backend
+from selfinstruct.errors import EnvironmentFault, PromptRefused, SelfInstructError, Stopped
+from selfinstruct.methods.base import Method
+from selfinstruct.quality.gate import Gate
+from selfinstruct.records import Completion, Loss, Prompt, Reading
+from selfinstruct.run.journal import Journal, Judged
+from selfinstruct.run.limits import Limits, Spent
+from selfinstruct.run.pool import Pool
+from selfinstruct.run.progress import Observer, Snapshot
+
+_GRACE_SECONDS = 8.0  # for requests in flight when the run ends: they are paid for
+_REFRESH_SECONDS = 1.0
+_JUDGED_AT_ONCE = 16  # then the event loop gets its turn, also while a long journal is replayed
+_REFUSALS_TO_GIVE_UP = 8  # when the first answers are all refusals, the settings are wrong and not the prompts
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How a run ended. ``fault`` is what stopped it, when something did; ``reason`` says it in words."""
+
+    end: Literal["target", "limit", "signal", "fault"]
+    reason: str
+    kept: int
+    spent: Spent
+    fault: SelfInstructError | None = None
+
+
+class Generation:
+    """One command's work on a run, until the target, a limit, a fault or a signal."""
+
+    def __init__(
+        self,
+        *,
+        target: int,
+        seed: int,
+        pool_lag: int,
+        concurrency: int,
+        method: Method,
+        pool: Pool,
+        gate: Gate,
+        backend: Backend,
+        journal: Journal,
+        limits: Limits,
+        observer: Observer,
+    ) -> None:
+        self._target, self._seed, self._lag, self._concurrency = target, seed, pool_lag, concurrency
+        self._method, self._pool, self._gate, self._backend = method, pool, gate, backend
+        self._journal, self._limits, self._observer = journal, limits, observer
+        self._kept_after = [0]  # rows kept after n requests were judged
+        self._prompts: dict[int, Prompt] = {}
+        self._ready: dict[int, Completion] = {}
+        self._stored: set[int] = set()
+        self._next = 0
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._news = asyncio.Event()
+        self._fault: SelfInstructError | None = None
+        self._signalled = False
+        self._spent = Spent()
+        self._refused = 0
+        self._trouble = ""
+        self._start = time.monotonic()
+
+    def interrupt(self) -> None:
+        """End soon: send nothing more, keep what is in flight; at the second call end at once. For signal handlers."""
+        if self._signalled:
+            for task in self._tasks:
+                task.cancel()
+        self._signalled = True
+        self._news.set()
+
+    def complain(self, error: SelfInstructError) -> None:
+        """Show that a request has to be repeated."""
+        self._trouble = f"retrying: {error.message[:80]}"
+
+    async def run(self) -> Outcome:
+        """Work until the end; every answer received is in the journal when this returns."""
+        self._restore()
+        try:
+            while True:
+                ended = await self._judge_ready() or self._ended()
+                if ended:
+                    break
+                self._send()
+                self._show()
+                await self._wait()
+        finally:
+            await self._drain()
+            await self._journal.flush()
+        self._show()
+        end, reason = ended
+        return Outcome(end, reason, len(self._pool), self._spent, self._fault)
+
+    def _restore(self) -> None:
+        """Take up what the journal says was judged before."""
+        for drafts, accepted in self._journal.judged():
+            self._kept_after.append(self._kept_after[-1] + accepted)
+            self._limits.note(drafts, accepted)
+        kept = list(self._journal.accepted())
+        self._pool.extend(kept)
+        self._gate.restore((draft.instruction, draft.input) for draft in kept)
+        self._next = self._judged
+        self._stored = self._journal.answered_beyond(self._judged)
+
+    @property
+    def _judged(self) -> int:
+        return len(self._kept_after) - 1
+
+    def _ended(self) -> tuple[Literal["target", "limit", "signal", "fault"], str] | None:
+        if self._signalled:
+            return "signal", "interrupted"
+        if len(self._pool) >= self._target:
+            return "target", f"{self._target} rows reached"
+        if self._fault is not None:
+            return "fault", self._fault.message
+        over = self._limits.saturated()
+        if not over and not self._tasks and self._judged not in self._stored:
+            over = self._limits.budget(self._spent)
+        return ("limit", over) if over else None
+
+    def _send(self) -> None:
+        """Start requests while there is room in the window, a slot, a budget and a need."""
+        while len(self._tasks) < self._concurrency and self._next < self._judged + self._lag:
+            if self._next not in self._stored:
+                if self._limits.budget(self._spent) or self._next - self._judged >= self._needed():
+                    return
+                self._spent.requests += 1
+                prompt = self._prompt(self._next)
+                self._prompts[self._next] = prompt
+                task = asyncio.create_task(self._ask(prompt))
+                self._tasks.add(task)
+                task.add_done_callback(self._tasks.discard)
+            self._next += 1
+
+    def _needed(self) -> float:
+        """How many more requests the target asks for, by the yield so far: what is sent beyond that is paid in vain.
+
+        Before the first answers a request is taken to give all the tasks that it asks for.
+        """
+        judged, kept = self._judged, len(self._pool)
+        expected = (kept + self._method.tasks_per_request) / (judged + 1)
+        return (self._target - kept) / max(expected, 0.01)
+
+    def _prompt(self, number: int) -> Prompt:
+        kept = self._kept_after[max(0, number + 1 - self._lag)]
+        return self._method.opening(number, self._pool.view(kept), random.Random(f"{self._seed}/{number}"))
+
+    async def _ask(self, prompt: Prompt) -> None:
+        """Get one answer and write it down, durably, before anything else looks at it."""
+        try:
+            completion = await self._answer(prompt)
+            await self._journal.record_answer(prompt, completion)
+        except SelfInstructError as error:
+            self._fault = self._fault or _ends_run(error)
+        else:
+            self._spent.tokens += completion.prompt_tokens + completion.completion_tokens
+            self._spent.tokens_written += completion.completion_tokens
+            self._ready[prompt.request_no] = completion
+            self._trouble = ""
+        finally:
+            self._news.set()
+
+    async def _answer(self, prompt: Prompt) -> Completion:
+        try:
+            completion = await self._backend.complete(prompt)
+        except PromptRefused as error:
+            self._refused += 1
+            if self._refused >= _REFUSALS_TO_GIVE_UP and self._refused == self._spent.requests - len(self._tasks) + 1:
+                raise
+            return Completion(prompt.request_no, error.reason, "refused", model=self._backend.name)
+        return completion
+
+    async def _judge_ready(self) -> tuple[Literal["target", "limit", "signal", "fault"], str] | None:
+        """Judge all requests whose turn has come; what ended the run, if the target or saturation did on the way."""
+        for count in range(1 << 62):
+            number = self._judged
+            if len(self._pool) >= self._target or self._signalled or self._limits.saturated():
+                return self._ended()
+            prompt = self._prompts.pop(number, None) or self._prompt(number)
+            completion = self._ready.pop(number, None)
+            if completion is None and number in self._stored:
+                completion = self._journal.answer(prompt)
+                self._stored.discard(number)
+            if completion is None:
+                self._prompts[number] = prompt
+                return None
+            self._judge(prompt, completion)
+            self._next = max(self._next, self._judged)
+            if count % _JUDGED_AT_ONCE == _JUDGED_AT_ONCE - 1:
+                self._show()
+                await asyncio.sleep(0)
+        return None
+
+    def _judge(self, prompt: Prompt, completion: Completion) -> None:
+        if completion.finish == "refused":
+            reading = Reading(losses=(Loss(prompt.request_no, 0, "refused by the teacher", completion.text),))
+        else:
+            reading = self._method.parse(prompt, completion)
+        verdicts = tuple(self._gate.judge(draft) for draft in reading.drafts)
+        self._journal.record_judged(Judged(prompt.request_no, reading, verdicts))
+        self._pool.extend(draft for draft, verdict in verdicts if verdict.accepted)
+        self._limits.note(len(verdicts), len(self._pool) - self._kept_after[-1])
+        self._kept_after.append(len(self._pool))
+
+    async def _wait(self) -> None:
+        """Until something comes in, or it is time to refresh the display or to look at the clock."""
+        left = self._limits.seconds_left()
+        pause = _REFRESH_SECONDS if left is None else min(_REFRESH_SECONDS, left + 0.01)
+        with suppress(TimeoutError):
+            await asyncio.wait_for(self._news.wait(), pause)
+        self._news.clear()
+
+    async def _drain(self) -> None:
+        """Let the requests in flight arrive, for a bounded time; a second signal cuts it short."""
+        if self._tasks:
+            _, late = await asyncio.wait(set(self._tasks), timeout=_GRACE_SECONDS)
+            for task in late:
+                task.cancel()
+            await asyncio.gather(*late, return_exceptions=True)
+
+    def _show(self) -> None:
+        elapsed = max(time.monotonic() - self._start, 0.001)
+        self._observer.show(
+            Snapshot(
+                kept=len(self._pool),
+                target=self._target,
+                requests=self._judged,
+                in_flight=len(self._tasks),
+                tokens_per_second=self._spent.tokens_written / elapsed,
+                acceptance=self._limits.acceptance,
+                trouble=self._trouble,
+            )
+        )
+
+
+def _ends_run(error: SelfInstructError) -> SelfInstructError:
+    """The error that ends the run when ``error`` cannot be retried any more."""
+    if isinstance(error, EnvironmentFault | Stopped):
+        return error
+    return Stopped(error.message, hint=error.hint or "the requests in question are asked again when you resume")

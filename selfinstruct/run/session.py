@@ -1,0 +1,154 @@
+"""One command's work on a run: lock, journal, teacher, loop, signals."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from selfinstruct import seeds as seed_files
+from selfinstruct.config import RunConfig
+from selfinstruct.languages import LANGUAGES
+from selfinstruct.methods.alpaca import Alpaca
+from selfinstruct.methods.base import Method
+from selfinstruct.quality.gate import Gate
+from selfinstruct.records import SeedTask
+from selfinstruct.run import folder as run_folder
+from selfinstruct.run.generate import Generation, Outcome
+from selfinstruct.run.journal import Journal
+from selfinstruct.run.limits import Limits
+from selfinstruct.run.lock import run_lock
+from selfinstruct.run.pool import Pool
+from selfinstruct.run.progress import observer
+from selfinstruct.servers.teachers import Teacher, open_teacher
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """A command's work is over: how, and by which signal if one came."""
+
+    outcome: Outcome
+    signal: int | None
+
+
+def method_of(config: RunConfig) -> Method:
+    """The method that resolved settings ask for."""
+    return Alpaca(
+        LANGUAGES[config.language],
+        shots=config.shots,
+        tasks=config.tasks,
+        form=config.form or "text",
+        api=config.api or "chat",
+        max_new_tokens=config.max_new_tokens or 200 * config.tasks,
+        with_seed=config.teacher_kind == "local",
+    )
+
+
+def gate_of(config: RunConfig, method: Method, seeds: list[SeedTask]) -> Gate:
+    """The gate that resolved settings ask for."""
+    return Gate(
+        seeds,
+        language=LANGUAGES[config.language],
+        rules=method.rules,
+        threshold=config.threshold,
+        tokenizer=config.tokenizer or "rouge",
+    )
+
+
+def work(root: Path, config: RunConfig, seeds: list[SeedTask], teacher: Teacher, say: Callable[[str], None]) -> Ended:
+    """Begin the run in ``root`` or go on with it, until its target or whatever ends it before.
+
+    ``seeds`` must be those of the run. ``say`` is told the start line. Publishes nothing.
+    """
+    method = method_of(config)
+    folder = run_folder.prepare(root)
+    with run_lock(folder):
+        identity = config.identity(seeds_sha256=seed_files.digest(seeds), method_fingerprint=method.fingerprint)
+        is_new = not run_folder.holds_run(root)
+        journal = (
+            run_folder.create(folder, config, identity, seeds)
+            if is_new
+            else run_folder.reopen(folder, config, identity)
+        )
+        try:
+            return asyncio.run(_generate(config, seeds, method, teacher, journal, say))
+        finally:
+            journal.close()
+
+
+async def _generate(
+    config: RunConfig,
+    seeds: list[SeedTask],
+    method: Method,
+    teacher: Teacher,
+    journal: Journal,
+    say: Callable[[str], None],
+) -> Ended:
+    gate = gate_of(config, method, seeds)
+    before = journal.counts()["accepted"]
+    say(_start_line(config, teacher, gate, len(seeds), before))
+    watcher = observer(config.num, before)
+    received: list[int] = []
+    generation: Generation | None = None
+    async with open_teacher(
+        config, teacher, on_retry=lambda error: generation.complain(error) if generation else None
+    ) as backend:
+        generation = Generation(
+            target=config.num,
+            seed=config.seed,
+            pool_lag=config.pool_lag,
+            concurrency=min(config.concurrency or 32, backend.max_in_flight),
+            method=method,
+            pool=Pool(seeds),
+            gate=gate,
+            backend=backend,
+            journal=journal,
+            limits=Limits(
+                max_requests=config.max_requests,
+                max_tokens=config.max_tokens,
+                max_minutes=config.max_minutes,
+                min_acceptance=config.min_acceptance,
+                acceptance_window=config.acceptance_window,
+            ),
+            observer=watcher,
+        )
+        with _signals(generation, received):
+            try:
+                outcome = await generation.run()
+            finally:
+                watcher.close()
+    return Ended(outcome, received[0] if received else None)
+
+
+@contextmanager
+def _signals(generation: Generation, received: list[int]) -> Iterator[None]:
+    """SIGINT and SIGTERM end the run softly, a second one at once."""
+    loop = asyncio.get_running_loop()
+
+    def interrupt(number: int) -> None:
+        received.append(number)
+        generation.interrupt()
+
+    handled = (signal.SIGINT, signal.SIGTERM)
+    for number in handled:
+        loop.add_signal_handler(number, interrupt, number)
+    try:
+        yield
+    finally:
+        for number in handled:
+            loop.remove_signal_handler(number)
+
+
+def _start_line(config: RunConfig, teacher: Teacher, gate: Gate, seeds: int, before: int) -> str:
+    parts = [
+        f"teacher {teacher.about}",
+        f"method {config.method} ({config.form} form, {config.api})",
+        f"{seeds} seeds ({config.language})",
+        f"ROUGE-L > {config.threshold:g} is not new ({gate.engine} engine, {config.tokenizer} tokenizer)",
+        f"{config.concurrency} in flight",
+        f"target {config.num}" + (f", {before} kept before" if before else ""),
+    ]
+    return "; ".join(parts)

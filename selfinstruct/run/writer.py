@@ -1,0 +1,125 @@
+"""The thread that writes: everything queued while the last commit was on its way to the disk goes into the next."""
+
+from __future__ import annotations
+
+import queue
+import sqlite3
+import threading
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from selfinstruct.errors import DamagedFile, OutputError
+
+BUSY_SECONDS = 10.0
+_MOST_IN_A_COMMIT = 1024
+
+Statement = tuple[str, Sequence[tuple[Any, ...]]]
+_Entry = tuple[Sequence[Statement], "Future[None] | None"]
+
+
+class GroupWriter:
+    """Commits groups of statements in the order in which they were put; each group is atomic with its commit.
+
+    After a failure nothing more is written, and every later call raises that failure.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._queue: queue.SimpleQueue[_Entry | None] = queue.SimpleQueue()
+        self._failure: OutputError | None = None
+        self._connection = connect(path, "rw")
+        self._thread = threading.Thread(target=self._run, name="journal", daemon=True)
+        self._thread.start()
+
+    def put(self, statements: Sequence[Statement], *, wait: bool) -> Future[None] | None:
+        """Queue statements (SQL, rows of values). With ``wait`` a future that is done when they are on the disk."""
+        self.check()
+        done: Future[None] | None = Future() if wait else None
+        self._queue.put((statements, done))
+        return done
+
+    def close(self) -> None:
+        """Write what is queued, then stop; raises what went wrong."""
+        if self._thread.is_alive():
+            self._queue.put(None)
+            self._thread.join()
+            self._connection.close()
+        self.check()
+
+    def check(self) -> None:
+        """Raise the failure, if there was one."""
+        if self._failure is not None:
+            raise self._failure
+
+    def _run(self) -> None:
+        ended = False
+        while not ended:
+            entry = self._queue.get()
+            batch: list[_Entry] = []
+            while entry is not None:
+                batch.append(entry)
+                if self._queue.empty() or len(batch) >= _MOST_IN_A_COMMIT:
+                    break
+                entry = self._queue.get()
+            ended = entry is None
+            if batch:
+                self._commit(batch)
+
+    def _commit(self, batch: Sequence[_Entry]) -> None:
+        if self._failure is None:
+            try:
+                with sqlite_errors(self._path):
+                    self._connection.execute("BEGIN IMMEDIATE")
+                    for statements, _ in batch:
+                        for sql, rows in statements:
+                            self._connection.executemany(sql, rows)
+                    self._connection.execute("COMMIT")
+            except OutputError as error:
+                self._failure = error
+        for _, done in batch:
+            if done is not None and self._failure is not None:
+                done.set_exception(self._failure)
+            elif done is not None:
+                done.set_result(None)
+
+
+def connect(path: Path, mode: str) -> sqlite3.Connection:
+    """Open an existing SQLite file: "rw", or "ro" to look on while another process writes."""
+    connection = sqlite3.connect(
+        f"{path.resolve().as_uri()}?mode={mode}",
+        uri=True,
+        isolation_level=None,
+        check_same_thread=False,
+        timeout=BUSY_SECONDS,
+    )
+    if mode == "rw":
+        connection.execute("PRAGMA journal_mode=WAL")
+        connection.execute("PRAGMA synchronous=FULL")
+    else:
+        connection.execute("PRAGMA query_only=ON")
+    return connection
+
+
+@contextmanager
+def sqlite_errors(path: Path) -> Iterator[None]:
+    """Turn SQLite's and the system's errors into ours, naming the file."""
+    try:
+        yield
+    except sqlite3.DatabaseError as error:
+        damaged = (
+            isinstance(error, sqlite3.NotSupportedError | sqlite3.DataError) or type(error) is sqlite3.DatabaseError
+        )
+        if damaged or "malformed" in str(error):
+            raise DamagedFile(
+                f"{path}: is damaged or no journal ({error})", hint="restore the file from a copy; nothing was changed"
+            ) from error
+        raise OutputError(
+            f"{path}: {error}", hint="it must lie on a local disk with free space, and be writable"
+        ) from error
+    except OSError as error:
+        raise OutputError(
+            f"{path}: {error.strerror or error}", hint="check the disk's free space and the folder's permissions"
+        ) from error
