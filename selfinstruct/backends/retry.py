@@ -11,7 +11,7 @@ from selfinstruct.backends.base import Backend
 from selfinstruct.errors import PromptRefused, RateLimited, SelfInstructError, UnusableAnswer
 from selfinstruct.records import Completion, Prompt
 
-_WAIT = wait_exponential_jitter(initial=0.5, max=30, jitter=0.5)
+_WAIT = wait_exponential_jitter(multiplier=0.5, max=30, jitter=0.5)
 _MIN_ATTEMPTS = 4
 _MOST_UNUSABLE = 6  # a prompt that always gives an empty answer must not hold up the run
 

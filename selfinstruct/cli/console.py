@@ -15,7 +15,7 @@ from selfinstruct.errors import SelfInstructError
 
 def printable(text: str) -> str:
     """The text with control characters written out: teachers and files must not steer the terminal."""
-    return "".join(c if c.isprintable() or c == "\n" else f"\\x{ord(c):02x}" for c in text)
+    return "".join(c if c.isprintable() or c in "\n\t" else f"\\x{ord(c):02x}" for c in text)
 
 
 def say(text: str) -> None:

@@ -21,6 +21,7 @@ def register(app: typer.Typer) -> None:
     app.command(epilog="Example:\n\n  selfinstruct status outputs/first --json")(status)
     app.command(epilog="Example:\n\n  selfinstruct publish outputs/first")(publish)
     app.command(epilog="Example:\n\n  selfinstruct versions outputs/first")(versions)
+    app.command(epilog="Example:\n\n  selfinstruct show outputs/first --rows 3")(show)
 
 
 def publish_run(out: Path, config: RunConfig) -> tuple[Version, bool]:
@@ -132,3 +133,34 @@ def versions(out: options.Out, json: options.Json = False) -> None:
             result(f"{version.name}\t{version.rows} rows\t{train} train\t{validation} validation")
         if not found:
             result(f"{out}: nothing published yet")
+
+
+def show(
+    out: options.Out,
+    rows: Annotated[int, typer.Option("--rows", "-r", min=1, help="How many rows.")] = 3,
+    version: Annotated[str, typer.Option(help="Version, for example v2.")] = "latest",
+    json: options.Json = False,
+) -> None:
+    """Print the first rows of the published dataset in OUT."""
+    with errors_shown(as_json=json):
+        import pyarrow.parquet as pq
+
+        from selfinstruct.dataset import store
+        from selfinstruct.errors import UsageError
+
+        if not out.is_dir():
+            raise UsageError(f"{out}: no such folder")
+        found = store.find(out, version)
+        store.verify(found)
+        first: list[dict[str, object]] = []
+        for path in found.files("train") + found.files("validation"):
+            first += pq.read_table(path).slice(0, rows - len(first)).to_pylist()
+        if json:
+            result_json(first)
+            return
+        for row in first:
+            result(f"Instruction: {row['instruction']}")
+            if row["input"]:
+                result(f"Input: {row['input']}")
+            result(f"Output: {row['output']}\n")
+        result(f"({len(first)} of the {found.rows} rows of {out} {found.name})")

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from selfinstruct.methods.labels import HEADING_WORDS, KINDS, WORDS, Kind, Label, Style, find_labels, usual_style
-from selfinstruct.methods.layout import Layout, above
+from selfinstruct.methods.layout import Layout, above, unwrapped
 
 _FIELDS: tuple[Kind, ...] = ("input", "output")
 # The same labels in the middle of a line, for replies that put a whole task on one line.
@@ -36,6 +36,7 @@ def read_labelled(text: str, labels: Sequence[Label] | None = None) -> list[Fiel
     """Read every task of a labelled reply, in order; [] when it holds no labels of tasks."""
     lines = text.split("\n")
     found = list(find_labels(lines) if labels is None else labels)
+    lines = unwrapped(lines, {label.line for label in _candidates(found)})
     found = _with_head(lines, found)
     openers, doubtful = _openers(lines, found)
     if not openers:
@@ -75,24 +76,29 @@ def _with_head(lines: Sequence[str], labels: list[Label]) -> list[Label]:
     if not head or "\n\n" in head:
         return labels  # nothing, or more than an instruction: not ours to guess
     openers = [label.style for label in labels if label.kind == "instruction"]
-    style = usual_style(openers) or Style("", "", labels[0].number is not None)
+    style = usual_style(openers) or Style("", "", labels[0].style.place)
     return [Label(0, "instruction", labels[0].number, style, lines[0]), *labels]
+
+
+def _candidates(labels: Sequence[Label]) -> list[Label]:
+    """The labels that may begin a task: beside "Instruction:", a "Task 4:" is a heading."""
+    instructions = [label for label in labels if label.kind == "instruction"]
+    return [label for label in instructions if label.style.word.casefold() not in HEADING_WORDS] or instructions
 
 
 def _openers(lines: Sequence[str], labels: Sequence[Label]) -> tuple[list[Label], set[int]]:
     """The instruction labels that begin a task, and the positions among them of which neither reading is sure."""
-    candidates = [label for label in labels if label.kind == "instruction"]
-    plain = [label for label in candidates if label.style.word.casefold() not in HEADING_WORDS]
-    candidates = plain or candidates  # beside "Instruction:", a "Task 4:" is a heading
+    candidates = _candidates(labels)
     usual = usual_style(label.style for label in candidates)
     if usual is None:
         return [], set()
     counts = Counter(label.style for label in candidates)
     openers: list[Label] = []
     doubtful: set[int] = set()
+    answered = _answered(labels)
     for label in candidates:
         same = label.style.numbered == usual.numbered and label.style.word.casefold() == usual.word.casefold()
-        common = counts[label.style] * 4 >= len(candidates)
+        common = label.style == usual or (counts[label.style] * 4 >= len(candidates) and label.line in answered)
         if not common and not above(lines, label.line).separators:
             if not same:
                 continue  # the content of a task
@@ -101,6 +107,17 @@ def _openers(lines: Sequence[str], labels: Sequence[Label]) -> tuple[list[Label]
                 doubtful |= {len(openers) - 1, len(openers)}
         openers.append(label)
     return openers, doubtful
+
+
+def _answered(labels: Sequence[Label]) -> set[int]:
+    """The lines of the instruction labels with an output label before the next of them."""
+    answered, opener = set(), -1
+    for label in labels:
+        if label.kind == "instruction":
+            opener = label.line
+        elif label.kind == "output":
+            answered.add(opener)
+    return answered
 
 
 def _task(

@@ -44,11 +44,18 @@ _LABEL = re.compile(
 
 
 class Style(NamedTuple):
-    """How a label is written: labels of one reply that share a style belong together."""
+    """How a label is written: labels of one reply that share a style belong together.
+
+    ``place`` says where its number stands: "before" the word, "after" it, in a "heading", "" for none.
+    """
 
     word: str
     decoration: str
-    numbered: bool
+    place: str
+
+    @property
+    def numbered(self) -> bool:
+        return bool(self.place)
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,9 +90,9 @@ def _label_of(match: re.Match[str], line: int, rest: str) -> Label | None:
         rest = tail + rest  # the content begins in bold, the label does not end so
     elif marked and not close and not tail and rest.rstrip().endswith("**"):
         rest = rest.rstrip()[:-2]  # the whole line is in bold
-    number = match["before"] or match["after"] or match["heading"]
-    style = Style(match["label"], f"{lead}|{opened}", number is not None)
-    return Label(line, KINDS[match["label"].casefold()], int(number) if number else None, style, rest)
+    place = next((place for place in ("before", "after", "heading") if match[place]), "")
+    number = int(match[place]) if place else None
+    return Label(line, KINDS[match["label"].casefold()], number, Style(match["label"], f"{lead}|{opened}", place), rest)
 
 
 def usual_style(styles: Iterable[Style | None]) -> Style | None:

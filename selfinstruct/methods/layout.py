@@ -10,7 +10,7 @@ from typing import NamedTuple
 from selfinstruct.methods.labels import HEADINGS, LABEL_CHARS, Label
 
 _SEPARATOR = re.compile(r"^\s*(#{1,}|-{3,}|\*{3,}|_{3,}|={3,}|/{3,}|~{3,}|(?:[*-] ){2,}[*-])\s*$")
-_FENCE = re.compile(r"^\s*(```|~~~)[\w+-]*\s*$")
+_FENCE = re.compile(r"^\s*(`{3,}|~{3,})[\w+-]*\s*$")
 _HEADING_LINE = re.compile(
     rf"^[\s>*_#-]*(?:(?:{HEADINGS})\s*\#?(\d{{1,4}})|[(\[]?(\d{{1,4}})\s*[.)\]]?)\s*[*_:.)–-]*\s*$", re.IGNORECASE
 )
@@ -36,7 +36,7 @@ class Above(NamedTuple):
     heading: int | None
 
 
-def above(lines: Sequence[str], line: int, *, fenced: bool = False) -> Above:
+def above(lines: Sequence[str], line: int) -> Above:
     separators: dict[str, int] = {}
     heading = None
     while line > 0:
@@ -46,10 +46,60 @@ def above(lines: Sequence[str], line: int, *, fenced: bool = False) -> Above:
             separators[kind] = line - 1
         elif heading is None and not separators and _HEADING_LINE.match(text[:LABEL_CHARS]):
             heading = line - 1
-        elif text.strip() and not (fenced and _FENCE.match(text)):
+        elif text.strip():
             break
         line -= 1
     return Above(line, separators, heading)
+
+
+def unwrapped(lines: list[str], openers: set[int]) -> list[str]:
+    """The lines with code fences around the whole reply, or around each of its tasks, made blank.
+
+    ``openers`` are the lines with an instruction label. Fences inside the content of a task stay. Fences that stand
+    around some of the tasks only are left alone: which is which is not sure.
+    """
+    fences = [number for number, line in enumerate(lines) if _FENCE.match(line[:LABEL_CHARS])]
+    wrappers: list[int] = []
+    wraps, inside, wrapped = 0, False, False
+    for fence in fences:
+        if inside:
+            inside = False  # ends a block of the content
+        elif wrapped and _is_gap(lines, fence + 1, openers):
+            wrapped = False
+            wrappers.append(fence)
+        elif not wrapped and _leads(lines, fence + 1, openers):
+            wrapped = True
+            wraps += 1
+            wrappers.append(fence)
+        else:
+            inside = True
+    first = min(openers, default=0)
+    whole = wraps == 1 and bool(wrappers) and wrappers[0] < first
+    if wraps * 10 >= 7 * len(openers) or whole:
+        lines = [*lines]
+        for fence in wrappers:
+            lines[fence] = ""
+    return lines
+
+
+def _leads(lines: Sequence[str], line: int, openers: set[int]) -> bool:
+    """True when nothing but blank lines, separators and headings stands between ``line`` and a task's first."""
+    return _after_gap(lines, line, openers) in openers
+
+
+def _is_gap(lines: Sequence[str], line: int, openers: set[int]) -> bool:
+    """True when the task before ``line`` has ended: the next task, its fence or the end of the reply follows."""
+    after = _after_gap(lines, line, openers)
+    return after in openers or after == len(lines) or bool(_FENCE.match(lines[after][:LABEL_CHARS]))
+
+
+def _after_gap(lines: Sequence[str], line: int, openers: set[int]) -> int:
+    while line < len(lines) and line not in openers:
+        text = lines[line][:LABEL_CHARS]
+        if lines[line].strip() and not separator_of(text) and not _HEADING_LINE.match(text):
+            break
+        line += 1
+    return line
 
 
 class Layout:
@@ -57,15 +107,11 @@ class Layout:
 
     def __init__(self, lines: Sequence[str], openers: Sequence[Label]) -> None:
         self._lines, self._openers = lines, openers
-        preamble = lines[: openers[0].line]
-        self._wrapped = sum(1 for line in preamble if _FENCE.match(line)) % 2 == 1
         later = openers[1:]
-        fenced = sum(1 for o in later if _FENCE.match(lines[o.line - 1])) * 2 > len(later) > 0
-        self._above = [above(lines, o.line, fenced=fenced) for o in later]
-        self._fenced = fenced
+        self._above = [above(lines, o.line) for o in later]
         counts = Counter(kind for gap in self._above for kind in gap.separators)
         kind, count = counts.most_common(1)[0] if counts else ("", 0)
-        enough = count * 10 >= 7 * len(later) and (count >= 2 or kind[0] in "#-*")
+        enough = kind and count * 10 >= 7 * len(later) and (count >= 2 or kind[0] in "#-*=")
         self._separator = kind if enough else ""
         headings = sum(1 for gap in self._above if gap.heading is not None)
         self._headings = headings >= 2 and headings * 10 >= 7 * len(later)
@@ -96,13 +142,11 @@ class Layout:
             return gap.separators[self._separator]
         if self._headings and gap.heading is not None:
             return gap.heading
-        return gap.end if self._fenced else self._openers[k + 1].line
+        return self._openers[k + 1].line
 
     def _end_of_last(self) -> int | None:
         end = len(self._lines)
         while end and not self._lines[end - 1].strip():
-            end -= 1
-        if self._wrapped and end and _FENCE.match(self._lines[end - 1]):
             end -= 1
         for line in range(self._openers[-1].line + 1, end):
             if separator_of(self._lines[line]) == (self._separator or "###"):

@@ -106,7 +106,7 @@ def _figures(snapshot: Snapshot) -> str:
         f"{snapshot.requests} requests",
         f"{snapshot.in_flight} in flight",
         f"{snapshot.tokens_per_second:.0f} tokens/s",
-        f"{snapshot.acceptance:.0%} accepted",
+        f"{snapshot.acceptance:.0%} accepted" if snapshot.requests else "waiting for the first answer",
     ]
     return ", ".join(parts + ([snapshot.trouble] if snapshot.trouble else []))
 

@@ -1,0 +1,1 @@
+"""Engines that we bring up and take down, each seen as an OpenAI-compatible endpoint, and the weights they load."""
