@@ -51,7 +51,8 @@ def read_labelled(text: str, labels: Sequence[Label] | None = None) -> list[Fiel
         if k in doubtful or k in layout.glued:
             tasks.append(Fields(problem="merged with its neighbour"))
             continue
-        task = _task(lines, opener, inside[k], usual, layout.end_of(k))
+        last = inside[k][-1].line if inside[k] else opener.line
+        task = _task(lines, opener, inside[k], usual, layout.end_of(k, last))
         if k == 0 and task.problem and not inside[0] and len(openers) > 1:
             continue  # opening chatter, or an empty first label that the reply repeats
         tasks.append(task)
@@ -59,11 +60,12 @@ def read_labelled(text: str, labels: Sequence[Label] | None = None) -> list[Fiel
 
 
 def _inside(labels: Sequence[Label], openers: Sequence[Label]) -> list[list[Label]]:
-    """For each task, the input and output labels between its opener and the next."""
+    """For each task, the labels between its opener and the next that are no headings."""
     inside: list[list[Label]] = [[] for _ in openers]
     lines = [opener.line for opener in openers]
+    passed = {label.line for label in _candidates(labels)} - set(lines)
     for label in labels:
-        if label.kind != "instruction" and label.line >= lines[0]:
+        if (label.kind != "instruction" or label.line in passed) and label.line >= lines[0]:
             inside[bisect_right(lines, label.line) - 1].append(label)
     return inside
 
@@ -95,25 +97,47 @@ def _openers(lines: Sequence[str], labels: Sequence[Label]) -> tuple[list[Label]
     counts = Counter(label.style for label in candidates)
     openers: list[Label] = []
     doubtful: set[int] = set()
-    answered = _answered(labels)
-    for label in candidates:
-        same = label.style.numbered == usual.numbered and label.style.word.casefold() == usual.word.casefold()
-        common = label.style == usual or (counts[label.style] * 4 >= len(candidates) and label.line in answered)
+    answered, whole = _answered(labels), False
+    following = _following(candidates, usual)
+    for k, label in enumerate(candidates):
+        has_output = label.line in answered
+        common = label.style == usual or (counts[label.style] * 4 >= len(candidates) and has_output)
         if not common and not above(lines, label.line).separators:
-            if not same:
+            same = label.style.place == usual.place and label.style.word.casefold() == usual.word.casefold()
+            if not same and not (whole and has_output and not _neighbours(lines, openers, following[k])):
+                whole = whole or has_output
                 continue  # the content of a task
             follows = openers and label.number is not None and label.number == (openers[-1].number or 0) + 1
             if openers and not follows:
                 doubtful |= {len(openers) - 1, len(openers)}
         openers.append(label)
+        whole = has_output
     return openers, doubtful
+
+
+def _following(candidates: Sequence[Label], usual: Style) -> list[Label | None]:
+    """For each candidate the next one in the usual style."""
+    following: list[Label | None] = []
+    after = None
+    for label in reversed(candidates):
+        following.append(after)
+        after = label if label.style == usual else after
+    return following[::-1]
+
+
+def _neighbours(lines: Sequence[str], openers: Sequence[Label], after: Label | None) -> bool:
+    """True when numbers and a separator vouch that no task stands between the last of ``openers`` and ``after``."""
+    if not openers or after is None or after.number is None or openers[-1].number is None:
+        return False
+    return after.number == openers[-1].number + 1 and bool(above(lines, after.line).separators)
 
 
 def _answered(labels: Sequence[Label]) -> set[int]:
     """The lines of the instruction labels with an output label before the next of them."""
     answered, opener = set(), -1
+    lines = {label.line for label in _candidates(labels)}
     for label in labels:
-        if label.kind == "instruction":
+        if label.line in lines:
             opener = label.line
         elif label.kind == "output":
             answered.add(opener)
@@ -164,7 +188,7 @@ def _chosen(opener: Label, candidates: list[Label], usual: Style | None) -> list
         [x for x in candidates if x.style == usual and own_number(x)],
         [x for x in candidates if x.style.numbered == numbered and own_number(x)],
         [x for x in candidates if x.style == usual],
-        candidates,
+        [x for x in candidates if own_number(x)],
     )
     return next((tier for tier in tiers if tier), [])
 
@@ -172,9 +196,11 @@ def _chosen(opener: Label, candidates: list[Label], usual: Style | None) -> list
 def _foreign(
     opener: Label, output: Label, before: list[Label], inside: Sequence[Label], usual: dict[Kind, Style | None]
 ) -> bool:
-    """True when a label in the usual style stands in this task and is not its own."""
+    """True when a label that seems to be another task's stands in this one."""
     own = {output.line, *(label.line for label in before)}
-    return any(x.line not in own and x.style == usual[x.kind] for x in inside)
+    if output.style != usual["output"] and any(x.kind == "instruction" and x.line < output.line for x in inside):
+        return True
+    return any(x.line not in own and x.style == usual.get(x.kind) for x in inside)
 
 
 def _between(lines: Sequence[str], label: Label, end: int) -> str:

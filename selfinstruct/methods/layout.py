@@ -103,18 +103,21 @@ def _after_gap(lines: Sequence[str], line: int, openers: set[int]) -> int:
 
 
 class Layout:
-    """What the reply puts between its tasks: one kind of separator, headings, fences; and what is glued together."""
+    """What the reply puts between its tasks: one kind of separator, headings; and what is glued together."""
 
     def __init__(self, lines: Sequence[str], openers: Sequence[Label]) -> None:
         self._lines, self._openers = lines, openers
-        later = openers[1:]
-        self._above = [above(lines, o.line) for o in later]
+        gaps = [above(lines, opener.line) for opener in openers]
+        self._above = gaps[1:]
         counts = Counter(kind for gap in self._above for kind in gap.separators)
         kind, count = counts.most_common(1)[0] if counts else ("", 0)
-        enough = kind and count * 10 >= 7 * len(later) and (count >= 2 or kind[0] in "#-*=")
+        most = len(self._above) * 7
+        enough = kind and count * 10 >= most and (count >= 2 or kind[0] in "#-*=")
         self._separator = kind if enough else ""
-        headings = sum(1 for gap in self._above if gap.heading is not None)
-        self._headings = headings >= 2 and headings * 10 >= 7 * len(later)
+        separated = sum(1 for gap in self._above if gap.separators)
+        self._mixed = not enough and separated >= 2 and separated * 10 >= most
+        headings = sum(1 for gap in gaps if gap.heading is not None)
+        self._headings = headings >= 2 and headings * 10 >= len(gaps) * 7
         self.glued = self._glued() if self._separator and count >= 2 else set()
 
     def _glued(self) -> set[int]:
@@ -130,26 +133,40 @@ class Layout:
                 glued |= {k - 1, k}
         return glued
 
-    def end_of(self, k: int) -> int | None:
+    def end_of(self, k: int, last_label: int) -> int | None:
         """The line after the last one of task ``k``'s output; None when its end is in doubt.
 
         Only what this reply puts between its tasks as a rule is left out: a signature line of underscores stays.
+        ``last_label`` is the line of the last label in the task.
         """
         if k == len(self._above):
-            return self._end_of_last()
-        gap = self._above[k]
+            return self._end_of_last(last_label)
+        gap, beyond = self._above[k], self._openers[k + 1].line
         if self._separator in gap.separators:
             return gap.separators[self._separator]
         if self._headings and gap.heading is not None:
-            return gap.heading
-        return self._openers[k + 1].line
+            return gap.heading if not gap.separators or self._separator else min(gap.separators.values())
+        if gap.heading is not None and any(c.isalpha() for c in self._lines[gap.heading]):
+            return None
+        if not gap.separators:
+            return beyond
+        if self._separator or self._mixed or any(kind.startswith("##") for kind in gap.separators):
+            return next(iter(gap.separators.values())) if self._may_stand_in(gap) else None
+        return beyond
 
-    def _end_of_last(self) -> int | None:
+    def _may_stand_in(self, gap: Above) -> bool:
+        """True when the separator above a task is none that this reply uses as a rule, and still plainly one."""
+        if len(gap.separators) != 1:
+            return False
+        return self._mixed or (self._separator.startswith("##") and next(iter(gap.separators)).startswith("##"))
+
+    def _end_of_last(self, last_label: int) -> int | None:
         end = len(self._lines)
         while end and not self._lines[end - 1].strip():
             end -= 1
-        for line in range(self._openers[-1].line + 1, end):
+        for line in range(last_label + 1, end):
             if separator_of(self._lines[line]) == (self._separator or "###"):
-                rest = any(x.strip() for x in self._lines[line + 1 : end])
-                return line if not rest or self._separator in ("", "###") else None
+                rest = [x for x in self._lines[line + 1 : end] if x.strip()]
+                opened = len(rest) == 1 and _HEADING_LINE.match(rest[0][:LABEL_CHARS])
+                return line if not rest or opened else None
         return end

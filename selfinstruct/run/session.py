@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import random
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -64,6 +65,7 @@ def work(root: Path, config: RunConfig, seeds: list[SeedTask], teacher: Teacher,
     ``seeds`` must be those of the run. ``say`` is told the start line. Publishes nothing.
     """
     method = method_of(config)
+    method.opening(0, Pool(seeds).view(0), random.Random(0))  # too few seeds are told before anything is written
     folder = run_folder.prepare(root)
     with run_lock(folder):
         identity = config.identity(seeds_sha256=seed_files.digest(seeds), method_fingerprint=method.fingerprint)

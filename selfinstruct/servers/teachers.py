@@ -46,6 +46,7 @@ def check(config: RunConfig, environment: Mapping[str, str]) -> Teacher:
     """
     kind = config.teacher_kind
     if kind == "scripted":
+        _script(config)
         return Teacher((), None, None, f"{config.teacher} (canned replies, no model)")
     if kind == "local":
         name = config.teacher.partition(":")[2]
@@ -66,8 +67,7 @@ async def open_teacher(
     """The backend for a checked teacher; a local server is up for as long as the context lasts."""
     kind = config.teacher_kind
     if kind == "scripted":
-        script = config.teacher.partition(":")[2]
-        yield scripted.from_file(Path(script)) if script else scripted.invented()
+        yield _script(config)
         return
     if kind == "local" and teacher.model_file is not None:
         from selfinstruct.servers.llama_cpp import LlamaCppServer
@@ -85,6 +85,11 @@ async def open_teacher(
         return
     async with _closing(_http(config, teacher.base_urls, teacher.api_key, "response_format", on_retry)) as backend:
         yield backend
+
+
+def _script(config: RunConfig) -> scripted.ScriptedBackend:
+    path = config.teacher.partition(":")[2]
+    return scripted.from_file(Path(path)) if path else scripted.invented()
 
 
 @asynccontextmanager

@@ -1,0 +1,5 @@
+"""``python -m selfinstruct``."""
+
+from selfinstruct.cli.main import run
+
+run()

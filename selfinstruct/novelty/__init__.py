@@ -1,0 +1,1 @@
+"""Exact novelty: is a text too similar (ROUGE-L) to one that is already there?"""

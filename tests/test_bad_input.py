@@ -1,0 +1,208 @@
+"""Every wrong input gets one clear message with a remedy and the right exit code; nothing is sent or overwritten."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tasks import by_prompt
+from teacher import Reply, Teacher
+
+Start = Callable[..., Teacher]
+
+
+def refused(ended: Any, code: int, *words: str) -> None:
+    assert ended.returncode == code, ended.stderr
+    assert "Traceback" not in ended.stderr
+    for word in words:
+        assert word in ended.stderr, ended.stderr
+
+
+@pytest.fixture
+def unreachable() -> str:
+    """An address where nobody listens."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return f"http://127.0.0.1:{probe.getsockname()[1]}/v1"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("--shotz", "3"), ("shotz",)),
+        (("--num", "none"), ("num",)),
+        (("--num", "0"), ("num", "command line")),
+        (("--temperature", "9"), ("temperature",)),
+        (("--language", "xx"), ("language", "en")),
+        (("--method", "evol"), ("method", "alpaca")),
+        (("--set", "shotz=3"), ("shotz", "did you mean 'shots'")),
+        (("--set", "shots"), ("--set", "=")),
+        (("--teacher", "my-model"), ("my-model", "--base-url")),
+        (("--base-url", "http://127.0.0.1:1/v1"), ("--teacher",)),
+        (("--teacher", "local:smollm2", "--base-url", "http://127.0.0.1:1/v1"), ("--base-url", "local")),
+        (("--teacher", "x", "--base-url", "127.0.0.1:1"), ("base_url", "http")),
+        (("--config", "missing.yaml"), ("missing.yaml",)),
+        (("--seeds", "missing.jsonl"), ("missing.jsonl",)),
+        (("--teacher", "scripted:missing.jsonl"), ("missing.jsonl",)),
+        (("--teacher", "scripted", "--shots", "49", "--seeds", "three.jsonl"), ("49", "--shots")),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, tuple) else None,
+)
+def test_wrong_flags_and_settings(
+    arguments: tuple[str, ...], words: tuple[str, ...], run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    seed = {"instruction": "Name the river that runs through Lisbon.", "instances": [{"input": "", "output": "Tagus"}]}
+    Path("three.jsonl").write_text("\n".join(json.dumps(seed) for _ in range(3)))
+    refused(run("generate", "out", *arguments), 2, *words)
+    assert not Path("out/v1").exists()
+    assert not Path("out/run/journal.sqlite").exists()
+
+
+def test_an_unknown_key_in_the_config_file(run: Any, tmp_path: Path) -> None:
+    path = tmp_path / "my.yaml"
+    path.write_text("teacher: scripted\nnumm: 3\n")
+    refused(run("generate", tmp_path / "out", "--config", path), 2, "numm", "did you mean 'num'", "my.yaml")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_missing_key_is_an_environment_to_mend(run: Any, teacher: Start, tmp_path: Path) -> None:
+    refused(run("generate", tmp_path / "a", "--teacher", "gpt-5-mini"), 3, "OPENAI_API_KEY", "export")
+    server = teacher(by_prompt())
+    named = ("--teacher", "x", "--base-url", server.url, "--api-key-env", "NO_SUCH_KEY")
+    refused(run("generate", tmp_path / "b", *named), 3, "NO_SUCH_KEY")
+    assert not server.requests
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_key_is_not_sent_in_the_clear_to_another_host(run: Any, tmp_path: Path) -> None:
+    flags = ("--teacher", "x", "--base-url", "http://192.0.2.1/v1")
+    refused(run("generate", tmp_path / "out", *flags, OPENAI_API_KEY="sk-x"), 2, "--allow-plain-http", "192.0.2.1")
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_unreachable_endpoint(run: Any, unreachable: str, tmp_path: Path) -> None:
+    ended = run("generate", tmp_path / "out", "--teacher", "x", "--base-url", unreachable)
+    refused(ended, 3, "cannot reach", "--base-url")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_model_that_the_server_does_not_have(run: Any, teacher: Start, tmp_path: Path) -> None:
+    said = {"error": {"message": "The model `x` does not exist", "code": "model_not_found"}}
+    server = teacher(lambda body, n: Reply(status=404, json=said))
+    ended = run("generate", tmp_path / "out", "--teacher", "x", "--base-url", server.url, "--concurrency", "4")
+    refused(ended, 3, "does not exist", "--teacher")
+    assert len(server.requests) <= 5
+
+
+def test_a_local_model_that_is_not_there(run: Any, tmp_path: Path) -> None:
+    empty = {"SELFINSTRUCT_MODELS": str(tmp_path / "models")}
+    refused(run("generate", tmp_path / "out", **empty), 3, "selfinstruct model pull smollm2")
+    missing = tmp_path / "missing.gguf"
+    refused(run("generate", tmp_path / "out", "--teacher", f"local:{missing}", **empty), 3, "missing.gguf")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("kind", ["a file", "a folder of others", "a dataset of others", "a link to nothing"])
+def test_a_foreign_out_is_left_alone(kind: str, run: Any, teacher: Start, tmp_path: Path) -> None:
+    server, out = teacher(by_prompt()), tmp_path / "out"
+    if kind == "a file":
+        out.write_text("mine")
+    elif kind == "a folder of others":
+        out.mkdir()
+        (out / "notes.txt").write_text("mine")
+    elif kind == "a dataset of others":
+        (out / "v1").mkdir(parents=True)
+        (out / "README.md").write_text("mine")
+    else:
+        out.symlink_to(tmp_path / "nowhere")
+    before = sorted((str(path), path.is_file() and path.read_text()) for path in tmp_path.rglob("*"))
+    refused(run("generate", out, "--teacher", "x", "--base-url", server.url), 2, str(out))
+    assert not server.requests
+    assert sorted((str(path), path.is_file() and path.read_text()) for path in tmp_path.rglob("*")) == before
+
+
+def test_an_out_that_cannot_be_written(run: Any, teacher: Start, tmp_path: Path) -> None:
+    server, blocked = teacher(by_prompt()), tmp_path / "file"
+    blocked.write_text("mine")
+    refused(run("generate", blocked / "out", "--teacher", "x", "--base-url", server.url), 3, "out")
+    unwritable = Path("/proc/selfinstruct-out")
+    refused(run("generate", unwritable, "--teacher", "x", "--base-url", server.url), 3, "/proc")
+    assert not server.requests
+
+
+@pytest.mark.parametrize("name", ["resume", "status", "publish"])
+def test_commands_that_need_a_run_say_so(name: str, run: Any, tmp_path: Path) -> None:
+    refused(run(name, tmp_path / "none"), 2, "no run", "selfinstruct generate")
+
+
+@pytest.mark.parametrize("name", ["versions", "show"])
+def test_commands_that_need_a_dataset_say_so(name: str, run: Any, tmp_path: Path) -> None:
+    refused(run(name, tmp_path / "none"), 2, "none")
+
+
+def test_a_broken_seed_file_is_reported_whole(run: Any, teacher: Start, tmp_path: Path) -> None:
+    server, path = teacher(by_prompt()), tmp_path / "seeds.jsonl"
+    path.write_text('{"instruction": "x"}\nnot json\n{"instruction": 3, "output": "y"}\n')
+    for ended in (
+        run("seeds", "check", path),
+        run("generate", tmp_path / "out", "--seeds", path, "--teacher", "x", "--base-url", server.url),
+    ):
+        refused(ended, 2, f"{path}:1", f"{path}:2", f"{path}:3")
+    assert not server.requests
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_journal_that_is_none_or_damaged_is_named(run: Any, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    assert run("generate", out, "--teacher", "scripted", "--num", "20").returncode == 0
+    journal = out / "run" / "journal.sqlite"
+    journal.write_bytes(b"no database at all" * 500)
+    for name in ("status", "resume", "publish"):
+        refused(run(name, out), 3, "journal.sqlite")
+    assert journal.read_bytes().startswith(b"no database")
+
+
+def test_a_changed_parquet_file_is_found_when_it_is_loaded(run: Any, tmp_path: Path) -> None:
+    import selfinstruct
+    from selfinstruct.errors import DamagedFile
+
+    out = tmp_path / "out"
+    assert run("generate", out, "--teacher", "scripted", "--num", "20").returncode == 0
+    shard = next((out / "v1").glob("train-*.parquet"))
+    content = bytearray(shard.read_bytes())
+    content[len(content) // 2] ^= 1
+    shard.write_bytes(content)
+    with pytest.raises(DamagedFile, match=shard.name):
+        selfinstruct.load(out)
+    refused(run("show", out), 3, shard.name)
+
+
+def test_errors_are_json_for_programs(run: Any, tmp_path: Path) -> None:
+    ended = run("resume", tmp_path / "none", "--json")
+    found = json.loads(ended.stdout)
+    assert found["exit_code"] == ended.returncode == 2
+    assert found["error"]
+    assert found["hint"]
+
+
+def test_a_closed_pipe_is_no_crash(run: Any, tmp_path: Path, environment: dict[str, str]) -> None:
+    out = tmp_path / "out"
+    assert run("generate", out, "--teacher", "scripted", "--num", "200").returncode == 0
+    program = f"{sys.executable} -c 'from selfinstruct.cli.main import run; run()'"
+    ended = subprocess.run(
+        ["/bin/sh", "-c", f"{program} show {out} --rows 200 | head -1"],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert "Traceback" not in ended.stderr
+    assert os.path.exists(out)
