@@ -121,7 +121,7 @@ class RunConfig(BaseModel):
                 "form": form,
                 "api": api,
                 "min_p": 0.05 if self.min_p is None and kind == "local" else self.min_p,
-                "max_new_tokens": self.max_new_tokens or (220 if form == "short" else 200 * self.tasks),
+                "max_new_tokens": self.max_new_tokens or (256 if form == "short" else 200 * self.tasks),
                 "tokenizer": self.tokenizer or ("rouge" if self.language == "en" else "unicode"),
                 "concurrency": self.concurrency or (8 if kind == "local" else 32),
             }

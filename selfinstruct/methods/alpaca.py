@@ -24,8 +24,8 @@ Form = Literal["text", "schema", "short"]
 Api = Literal["chat", "completions"]
 
 _READER = 1  # raise it when the reader would read an old reply differently
-_SHORT_SEED_WORDS = 90  # small models copy the length of what they see
-_SHORT_MAX_CHARS = {"instruction": 300, "input": 400, "output": 600}
+_SHORT_SEED_WORDS = 60  # small models copy the length of what they see, and each prompt is read anew
+_SHORT_MAX_CHARS = {"instruction": 200, "input": 200, "output": 300}  # what the token limit can hold
 _RULES = (
     "length",
     "forbidden_word",
@@ -151,7 +151,7 @@ class Alpaca:
             return ()
         if self._form == "text":
             return (f"\n{self._shots + self.tasks_per_request + 1}. {self._language.labels[0]}:",)
-        return ("\n",) if self._form == "short" else ()
+        return ("\n{",) if self._form == "short" else ()
 
 
 def _words(seed: SeedTask) -> int:

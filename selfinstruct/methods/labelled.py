@@ -36,7 +36,7 @@ def read_labelled(text: str, labels: Sequence[Label] | None = None) -> list[Fiel
     """Read every task of a labelled reply, in order; [] when it holds no labels of tasks."""
     lines = text.split("\n")
     found = list(find_labels(lines) if labels is None else labels)
-    lines = unwrapped(lines, {label.line for label in _candidates(found)})
+    lines, doubt = unwrapped(lines, {label.line for label in _candidates(found)})
     found = _with_head(lines, found)
     openers, doubtful = _openers(lines, found)
     if not openers:
@@ -52,7 +52,11 @@ def read_labelled(text: str, labels: Sequence[Label] | None = None) -> list[Fiel
             tasks.append(Fields(problem="merged with its neighbour"))
             continue
         last = inside[k][-1].line if inside[k] else opener.line
-        task = _task(lines, opener, inside[k], usual, layout.end_of(k, last))
+        fences = layout.fences_in(k) if doubt else 0
+        if fences % 2 or (fences and doubt == "any"):
+            task = Fields(problem="code fences in doubt")
+        else:
+            task = _task(lines, opener, inside[k], usual, layout.end_of(k, last))
         if k == 0 and task.problem and not inside[0] and len(openers) > 1:
             continue  # opening chatter, or an empty first label that the reply repeats
         tasks.append(task)
@@ -83,9 +87,10 @@ def _with_head(lines: Sequence[str], labels: list[Label]) -> list[Label]:
 
 
 def _candidates(labels: Sequence[Label]) -> list[Label]:
-    """The labels that may begin a task: beside "Instruction:", a "Task 4:" is a heading."""
+    """The labels that may begin a task: beside as many of "Instruction:", a "Task 4:" is a heading."""
     instructions = [label for label in labels if label.kind == "instruction"]
-    return [label for label in instructions if label.style.word.casefold() not in HEADING_WORDS] or instructions
+    plain = [label for label in instructions if label.style.word.casefold() not in HEADING_WORDS]
+    return plain if len(plain) * 3 > len(instructions) else instructions
 
 
 def _openers(lines: Sequence[str], labels: Sequence[Label]) -> tuple[list[Label], set[int]]:
@@ -101,13 +106,15 @@ def _openers(lines: Sequence[str], labels: Sequence[Label]) -> tuple[list[Label]
     following = _following(candidates, usual)
     for k, label in enumerate(candidates):
         has_output = label.line in answered
-        common = label.style == usual or (counts[label.style] * 4 >= len(candidates) and has_output)
+        many = counts[label.style] * 4 >= len(candidates) and has_output and (whole or not openers)
+        common = label.style == usual or many
         if not common and not above(lines, label.line).separators:
             same = label.style.place == usual.place and label.style.word.casefold() == usual.word.casefold()
             if not same and not (whole and has_output and not _neighbours(lines, openers, following[k])):
                 whole = whole or has_output
                 continue  # the content of a task
-            follows = openers and label.number is not None and label.number == (openers[-1].number or 0) + 1
+            before = openers[-1].number if openers else None
+            follows = before is not None and label.number == before + 1
             if openers and not follows:
                 doubtful |= {len(openers) - 1, len(openers)}
         openers.append(label)

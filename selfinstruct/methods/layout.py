@@ -52,11 +52,12 @@ def above(lines: Sequence[str], line: int) -> Above:
     return Above(line, separators, heading)
 
 
-def unwrapped(lines: list[str], openers: set[int]) -> list[str]:
+def unwrapped(lines: list[str], openers: set[int]) -> tuple[list[str], str]:
     """The lines with code fences around the whole reply, or around each of its tasks, made blank.
 
-    ``openers`` are the lines with an instruction label. Fences inside the content of a task stay. Fences that stand
-    around some of the tasks only are left alone: which is which is not sure.
+    ``openers`` are the lines with an instruction label. Fences inside the content of a task stay. The second answer
+    says which tasks of the result are in doubt: "" for none, "odd" for those with an odd number of fences left, "any"
+    for all with a fence: the first task has one around it, and it cannot be told which others are such.
     """
     fences = [number for number, line in enumerate(lines) if _FENCE.match(line[:LABEL_CHARS])]
     wrappers: list[int] = []
@@ -73,13 +74,14 @@ def unwrapped(lines: list[str], openers: set[int]) -> list[str]:
             wrappers.append(fence)
         else:
             inside = True
-    first = min(openers, default=0)
-    whole = wraps == 1 and bool(wrappers) and wrappers[0] < first
-    if wraps * 10 >= 7 * len(openers) or whole:
-        lines = [*lines]
-        for fence in wrappers:
-            lines[fence] = ""
-    return lines
+    early = bool(wrappers) and wrappers[0] < min(openers)
+    whole = early and wraps == 1 and all(_after_gap(lines, fence + 1, set()) == len(lines) for fence in wrappers[1:])
+    if not whole and wraps * 10 < 7 * len(openers):
+        return lines, "any" if early else ""
+    lines = [*lines]
+    for fence in wrappers:
+        lines[fence] = ""
+    return lines, "odd" if early else ""
 
 
 def _leads(lines: Sequence[str], line: int, openers: set[int]) -> bool:
@@ -114,6 +116,7 @@ class Layout:
         most = len(self._above) * 7
         enough = kind and count * 10 >= most and (count >= 2 or kind[0] in "#-*=")
         self._separator = kind if enough else ""
+        self._frequent = {kind for kind, count in counts.items() if kind[:2] == "##" or (count >= 2 and kind != "___")}
         separated = sum(1 for gap in self._above if gap.separators)
         self._mixed = not enough and separated >= 2 and separated * 10 >= most
         headings = sum(1 for gap in gaps if gap.heading is not None)
@@ -144,15 +147,20 @@ class Layout:
         gap, beyond = self._above[k], self._openers[k + 1].line
         if self._separator in gap.separators:
             return gap.separators[self._separator]
-        if self._headings and gap.heading is not None:
-            return gap.heading if not gap.separators or self._separator else min(gap.separators.values())
+        if self._headings and gap.heading is not None and not gap.separators:
+            return gap.heading
         if gap.heading is not None and any(c.isalpha() for c in self._lines[gap.heading]):
             return None
         if not gap.separators:
             return beyond
-        if self._separator or self._mixed or any(kind.startswith("##") for kind in gap.separators):
+        if self._separator or self._mixed or self._frequent & gap.separators.keys():
             return next(iter(gap.separators.values())) if self._may_stand_in(gap) else None
         return beyond
+
+    def fences_in(self, k: int) -> int:
+        """How many lines from the opener of task ``k`` to the next are code fences."""
+        beyond = self._openers[k + 1].line if k < len(self._above) else len(self._lines)
+        return sum(1 for line in self._lines[self._openers[k].line : beyond] if _FENCE.match(line[:LABEL_CHARS]))
 
     def _may_stand_in(self, gap: Above) -> bool:
         """True when the separator above a task is none that this reply uses as a rule, and still plainly one."""

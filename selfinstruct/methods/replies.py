@@ -23,6 +23,8 @@ _JSON_KEYS = KINDS | {
     "context": "input",
     "completion": "output",
 }
+# Before an object that is no part of a broken one: a closing bracket, a comma; or a fence or a "Task 5" after such.
+_APART = re.compile(r"[\]},]\s*(?:`{3,}\w*\s*|[#*\s]*(?:\w+ )?\d+[.:)*]*\s*){0,4}$")
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
@@ -85,8 +87,15 @@ _DECODER = json.JSONDecoder(strict=False, object_pairs_hook=_object)
 def _read_json(text: str) -> list[Fields]:
     """Every JSON object in the text that has the keys of a task, in order; broken ones that began as one are lost."""
     tasks: list[Fields] = []
-    position, broken = text.find("{"), 0
-    while position >= 0 and broken < _MAX_BROKEN_OBJECTS:
+    position, broken, inside = text.find("{"), 0, False
+    while position >= 0:
+        if broken == _MAX_BROKEN_OBJECTS:
+            tasks += [Fields(problem="too many broken JSON objects")] if tasks else []
+            break
+        inside = inside and not _APART.search(text[max(0, position - 200) : position])
+        if inside:
+            position = text.find("{", position + 1)
+            continue
         try:
             found, end = _DECODER.raw_decode(text, position)
         except RecursionError:
@@ -96,6 +105,7 @@ def _read_json(text: str) -> list[Fields]:
             broken += 1
             if _begins_task(text, position):
                 tasks.append(Fields(problem="broken JSON"))
+                inside = True  # what its texts hold may look like tasks
             end = position + 1
         else:
             tasks.extend(_tasks_in(found))

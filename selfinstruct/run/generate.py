@@ -27,6 +27,7 @@ from selfinstruct.run.progress import Observer, Snapshot
 _GRACE_SECONDS = 8.0  # for requests in flight when the run ends: they are paid for
 _REFRESH_SECONDS = 1.0
 _JUDGED_AT_ONCE = 16  # then the event loop gets its turn, also while a long journal is replayed
+_TRUSTED_REQUESTS = 8  # as many answers it takes to weigh as much as what the prompt asks for
 _REFUSALS_TO_GIVE_UP = 8  # when the first answers are all refusals, the settings are wrong and not the prompts
 
 
@@ -150,10 +151,10 @@ class Generation:
     def _needed(self) -> float:
         """How many more requests the target asks for, by the yield so far: what is sent beyond that is paid in vain.
 
-        Before the first answers a request is taken to give all the tasks that it asks for.
+        Until answers say otherwise a request is taken to give all the tasks that it asks for.
         """
         judged, kept = self._judged, len(self._pool)
-        expected = (kept + self._method.tasks_per_request) / (judged + 1)
+        expected = (kept + _TRUSTED_REQUESTS * self._method.tasks_per_request) / (judged + _TRUSTED_REQUESTS)
         return (self._target - kept) / max(expected, 0.01)
 
     def _prompt(self, number: int) -> Prompt:

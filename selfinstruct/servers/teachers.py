@@ -73,7 +73,7 @@ async def open_teacher(
         from selfinstruct.servers.llama_cpp import LlamaCppServer
 
         slots = config.concurrency or 8
-        context = (config.max_new_tokens or 220) + 1024 * (1 + config.shots // 4)
+        context = (config.max_new_tokens or 256) + 1024 * (1 + config.shots // 4)
         key = secrets.token_urlsafe(16)  # other users of this machine, and web pages, have no business there
         server = LlamaCppServer(teacher.model_file, slots=slots, context_per_slot=context, api_key=key)
         try:

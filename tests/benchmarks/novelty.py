@@ -5,7 +5,7 @@
     python tests/benchmarks/novelty.py --parts mutated --sizes 1000000 --engines compiled
 
 Needs the 52K Alpaca rows (`--corpus`, jsonl or jsonl.gz with fields `instruction` and `output`); the other corpora are
-made from them with fixed seeds. `datasketch` and `rensa` are measured where they are installed. One thread; CPU seconds.
+made from them with fixed seeds. `datasketch` and `rensa` are measured where installed. One thread; CPU seconds.
 The loops are extrapolated: seconds a pair on a sample, times the pairs that the loop would have compared.
 """
 
@@ -22,6 +22,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 
 from rapidfuzz.distance import LCSseq
@@ -239,18 +240,21 @@ def memory(corpora: Corpora, options: argparse.Namespace) -> None:
     """Each size and engine in a process of its own: growth of its resident memory over the pool's rows."""
     head("Memory, mutated instructions", "engine", "offered", "rows", "B a row")
     for size in options.sizes:
+        texts = "\n".join(corpora.mutated(size))
         for engine in options.engines:
-            command = [sys.executable, __file__, "--corpus", str(options.corpus), "--memory-child", engine, str(size)]
-            rows, used = subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()
+            command = [sys.executable, __file__, "--memory-child", engine]
+            ended = subprocess.run(command, input=texts, check=True, capture_output=True, text=True)
+            rows, used = ended.stdout.split()
             row(engine, f"{size:,}", f"{int(rows):,}", f"{int(used) / int(rows):.0f}")
 
 
-def memory_child(corpora: Corpora, engine: str, size: int) -> None:
-    texts = corpora.mutated(size)
+def memory_child(engine: str) -> None:
+    """Reads texts as they come: memory that a corpus left free would hide what the index takes."""
     index = RougeLIndex(THRESHOLD, engine=engine)
+    index.offer_batch(["warm up", "the first call"])
     before = resident_bytes()
-    for start in range(0, size, 1000):
-        index.offer_batch(texts[start : start + 1000])
+    while texts := list(islice(sys.stdin, 200)):
+        index.offer_batch(texts)
     print(len(index), resident_bytes() - before)
 
 
@@ -324,12 +328,12 @@ def main() -> None:
     parser.add_argument("--sizes", nargs="+", type=int, default=[10_000, 52_002, 200_000])
     parser.add_argument("--engines", nargs="+", choices=["numpy", "compiled"], default=engines)
     parser.add_argument("--corpus", type=Path, default=ROOT.parent / "shared" / "data" / "alpaca_52k.jsonl.gz")
-    parser.add_argument("--memory-child", nargs=2, help=argparse.SUPPRESS)
+    parser.add_argument("--memory-child", help=argparse.SUPPRESS)
     options = parser.parse_args()
-    corpora = Corpora(options.corpus)
     if options.memory_child:
-        memory_child(corpora, options.memory_child[0], int(options.memory_child[1]))
+        memory_child(options.memory_child)
         return
+    corpora = Corpora(options.corpus)
     print(f"Python {platform.python_version()}, {platform.machine()}, {os.cpu_count()} cores, one used")
     for part in options.parts:
         globals()[part](corpora, options)
