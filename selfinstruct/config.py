@@ -27,10 +27,10 @@ IDENTITY = frozenset(
     "method language teacher form api shots tasks temperature top_p min_p max_new_tokens threshold tokenizer seed "
     "pool_lag validation".split()
 )
-# Runtime: how, where and how long the same rows are made. (The seeds' content is identity too: by its hash.)
+# Runtime: how, where and how long the same rows are made. (What seeds and evaluation sets hold is identity: hashes.)
 RUNTIME = frozenset(
-    "seeds num base_url api_key_env concurrency timeout patience max_requests max_tokens max_minutes min_acceptance "
-    "acceptance_window allow_plain_http".split()
+    "seeds decontaminate num base_url api_key_env concurrency timeout patience max_requests max_tokens max_minutes "
+    "min_acceptance acceptance_window allow_plain_http".split()
 )
 
 
@@ -63,6 +63,9 @@ class RunConfig(BaseModel):
     validation: float = Field(0.02, ge=0, le=0.5, description="share of the rows in the validation split")
 
     seeds: str | None = Field(None, description="seed file (JSON lines); default: those that ship")
+    decontaminate: Annotated[tuple[str, ...], BeforeValidator(_as_list)] = Field(
+        (), description="evaluation sets whose tasks are kept out"
+    )
     num: int = Field(100, ge=1, le=100_000_000, description="rows to reach")
     base_url: Annotated[tuple[str, ...], BeforeValidator(_as_list)] = Field(
         (), description="endpoint(s) of the teacher"
@@ -127,12 +130,17 @@ class RunConfig(BaseModel):
             }
         )
 
-    def identity(self, *, seeds_sha256: str, method_fingerprint: str) -> dict[str, Any]:
+    def identity(self, *, seeds_sha256: str, evaluation_sha256: str, method_fingerprint: str) -> dict[str, Any]:
         """What decides the rows, as plain values: recorded when the run starts and compared when it is resumed."""
         fields = {name: getattr(self, name) for name in sorted(IDENTITY)}
         if self.teacher_kind == "local":
             fields["teacher"] = "local:" + self.teacher.partition(":")[2].replace("\\", "/").rsplit("/", 1)[-1]
-        return {**fields, "seeds_sha256": seeds_sha256, "method_fingerprint": method_fingerprint}
+        return {
+            **fields,
+            "seeds_sha256": seeds_sha256,
+            "evaluation_sha256": evaluation_sha256,
+            "method_fingerprint": method_fingerprint,
+        }
 
     def to_yaml(self) -> str:
         """The settings as a config file; no secret can be in it."""

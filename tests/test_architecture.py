@@ -33,7 +33,7 @@ ARROWS: dict[str, set[str]] = {
         "backends",
         "servers",
     },
-    "dataset": {"records", "errors", "run"},
+    "dataset": {"records", "errors", "novelty", "run"},
     "student": {"records", "errors", "config", "backends", "servers", "dataset"},
     "__init__": {"dataset"},
 }

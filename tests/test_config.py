@@ -111,7 +111,9 @@ def test_settings_survive_their_file(tmp_path: Path) -> None:
 
 def test_where_a_local_model_lies_is_not_its_identity() -> None:
     identities = [
-        RunConfig(teacher=f"local:{place}/m.gguf").resolve().identity(seeds_sha256="s", method_fingerprint="f")
+        RunConfig(teacher=f"local:{place}/m.gguf")
+        .resolve()
+        .identity(seeds_sha256="s", evaluation_sha256="", method_fingerprint="f")
         for place in ("/a", "/b/c")
     ]
     assert identities[0] == identities[1]

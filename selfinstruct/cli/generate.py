@@ -58,6 +58,9 @@ def generate(
     max_tokens: options.MaxTokens = None,
     max_minutes: options.MaxMinutes = None,
     min_acceptance: options.MinAcceptance = None,
+    decontaminate: Annotated[
+        str | None, typer.Option(metavar="FILE[,FILE]", help="Keep out what resembles a task of these evaluation sets.")
+    ] = None,
     allow_plain_http: Annotated[
         bool | None, typer.Option("--allow-plain-http", help="Let a key go over http to another host.")
     ] = None,
@@ -122,6 +125,13 @@ def _seeds_of(out: Path, config: RunConfig) -> list[SeedTask]:
     return seeds.load(Path(config.seeds) if config.seeds else seeds.bundled(config.language))
 
 
+def _evaluation_of(config: RunConfig) -> list[tuple[str, str]]:
+    """Where each task of the evaluation sets stands, and its text."""
+    from selfinstruct.dataset.dedup import texts
+
+    return [(str(place), text) for file in config.decontaminate for place, text in texts(Path(file), None)]
+
+
 def _work(out: Path, config: RunConfig, *, as_json: bool, teacher_named: bool) -> None:
     """Check, run, publish, report, and exit with the right code."""
     from selfinstruct.run import folder
@@ -129,12 +139,13 @@ def _work(out: Path, config: RunConfig, *, as_json: bool, teacher_named: bool) -
 
     folder.holds_run(out)
     seeds = _seeds_of(out, config)
+    evaluation = _evaluation_of(config)
     teacher = teachers.check(config, os.environ)
     if not teacher_named:
         say("no --teacher named: the embedded model writes (name one for data worth training on)")
     from selfinstruct.run.session import work
 
-    ended = work(out, config, seeds, teacher, say)
+    ended = work(out, config, seeds, evaluation, teacher, say)
     version, is_new = _publish(out, config, ended)
     _report(out, config, ended, version, is_new=is_new, as_json=as_json)
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from importlib.metadata import version
+import platform
+from importlib.metadata import PackageNotFoundError, version
 from typing import Annotated
 
 import typer
 
-from selfinstruct.cli import config, generate, model, runs, seeds
+from selfinstruct.cli import config, dedup, generate, model, runs, seeds
 
 app = typer.Typer(
     name="selfinstruct",
@@ -20,23 +21,39 @@ app = typer.Typer(
 )
 
 
-def _version(wanted: bool) -> None:
-    if wanted:
-        print(f"selfinstruct {version('selfinstruct')}")
-        raise typer.Exit()
+def _version(context: typer.Context, wanted: bool) -> None:
+    if not wanted:
+        return
+    print(f"selfinstruct {version('selfinstruct')}")
+    if context.params.get("verbose"):
+        _versions_behind()
+    raise typer.Exit()
+
+
+def _versions_behind() -> None:
+    """What this program runs on: the novelty engine, Python, and the packages that decide how it behaves."""
+    from selfinstruct.novelty.index import RougeLIndex
+
+    print(f"novelty engine: {RougeLIndex().engine}")
+    print(f"python {platform.python_version()} on {platform.platform()}")
+    for name in ("openai", "datasets", "pyarrow", "rapidfuzz", "numpy", "xllamacpp", "torch", "transformers"):
+        try:
+            print(f"{name} {version(name)}")
+        except PackageNotFoundError:
+            print(f"{name} is not installed")
 
 
 @app.callback()
 def _options(
-    version: Annotated[
-        bool, typer.Option("--version", help="Show the version and exit.", callback=_version, is_eager=True)
-    ] = False,
+    verbose: Annotated[bool, typer.Option("--verbose", help="With --version: what it runs on.", is_eager=True)] = False,
+    version: Annotated[bool, typer.Option("--version", help="Show the version and exit.", callback=_version)] = False,
 ) -> None:
     """From human seed tasks to a versioned instruction dataset, written by a teacher model of your choice."""
 
 
 generate.register(app)
 runs.register(app)
+dedup.register(app)
 app.add_typer(seeds.app, name="seeds")
 app.add_typer(model.app, name="model")
 app.add_typer(config.app, name="config")

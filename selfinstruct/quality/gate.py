@@ -24,12 +24,16 @@ class Gate:
         rules: tuple[str, ...],
         threshold: float,
         tokenizer: str,
+        evaluation: Sequence[tuple[str, str]] = (),
     ) -> None:
+        """``evaluation`` holds (name, text) of tasks that no draft may resemble: those of evaluation sets."""
         self._language = language
         self._rules = rules
         self._index = RougeLIndex(threshold=threshold, tokenizer=tokenizer)
         self._names: list[str] = []
         self._kept: set[str] = set()
+        self._evaluation_names = [name for name, _ in evaluation]
+        self._evaluation = RougeLIndex.from_texts((text for _, text in evaluation), threshold, tokenizer)
         for seed in seeds:
             self._index.add(seed.instruction)
             self._names.append(seed.task_id)
@@ -45,6 +49,10 @@ class Gate:
         rule, seen = first_failure(draft, self._language, self._rules)
         if rule:
             return draft, Verdict(False, rule, seen[:200])
+        known = self._evaluation.query(draft.instruction)
+        if known.nearest_id is not None:
+            name = self._evaluation_names[known.nearest_id]
+            return draft, Verdict(False, "contaminated", f"ROUGE-L {known.score:.3f}", known.score, name)
         name = row_id(draft.instruction, draft.input)
         if name in self._kept:  # two texts without a single token are never similar, and still the same row
             return draft, Verdict(False, "duplicate", "the same instruction and input", 1.0, name)

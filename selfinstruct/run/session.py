@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
+import json
 import random
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +27,9 @@ from selfinstruct.run.lock import run_lock
 from selfinstruct.run.pool import Pool
 from selfinstruct.run.progress import observer
 from selfinstruct.servers.teachers import Teacher, open_teacher
+
+Evaluation = Sequence[tuple[str, str]]
+"""Tasks that no row may resemble: (where it stands, its text)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +53,7 @@ def method_of(config: RunConfig) -> Method:
     )
 
 
-def gate_of(config: RunConfig, method: Method, seeds: list[SeedTask]) -> Gate:
+def gate_of(config: RunConfig, method: Method, seeds: list[SeedTask], evaluation: Evaluation = ()) -> Gate:
     """The gate that resolved settings ask for."""
     return Gate(
         seeds,
@@ -56,10 +61,18 @@ def gate_of(config: RunConfig, method: Method, seeds: list[SeedTask]) -> Gate:
         rules=method.rules,
         threshold=config.threshold,
         tokenizer=config.tokenizer or "rouge",
+        evaluation=evaluation,
     )
 
 
-def work(root: Path, config: RunConfig, seeds: list[SeedTask], teacher: Teacher, say: Callable[[str], None]) -> Ended:
+def work(
+    root: Path,
+    config: RunConfig,
+    seeds: list[SeedTask],
+    evaluation: Evaluation,
+    teacher: Teacher,
+    say: Callable[[str], None],
+) -> Ended:
     """Begin the run in ``root`` or go on with it, until its target or whatever ends it before.
 
     ``seeds`` must be those of the run. ``say`` is told the start line. Publishes nothing.
@@ -68,7 +81,11 @@ def work(root: Path, config: RunConfig, seeds: list[SeedTask], teacher: Teacher,
     method.opening(0, Pool(seeds).view(0), random.Random(0))  # too few seeds are told before anything is written
     folder = run_folder.prepare(root)
     with run_lock(folder):
-        identity = config.identity(seeds_sha256=seed_files.digest(seeds), method_fingerprint=method.fingerprint)
+        identity = config.identity(
+            seeds_sha256=seed_files.digest(seeds),
+            evaluation_sha256=_evaluation_sha256(evaluation),
+            method_fingerprint=method.fingerprint,
+        )
         is_new = not run_folder.holds_run(root)
         journal = (
             run_folder.create(folder, config, identity, seeds)
@@ -76,20 +93,26 @@ def work(root: Path, config: RunConfig, seeds: list[SeedTask], teacher: Teacher,
             else run_folder.reopen(folder, config, identity)
         )
         try:
-            return asyncio.run(_generate(config, seeds, method, teacher, journal, say))
+            gate = gate_of(config, method, seeds, evaluation)
+            return asyncio.run(_generate(config, seeds, method, gate, teacher, journal, say))
         finally:
             journal.close()
+
+
+def _evaluation_sha256(evaluation: Evaluation) -> str:
+    texts = json.dumps([text for _, text in evaluation])
+    return hashlib.sha256(texts.encode()).hexdigest() if evaluation else ""
 
 
 async def _generate(
     config: RunConfig,
     seeds: list[SeedTask],
     method: Method,
+    gate: Gate,
     teacher: Teacher,
     journal: Journal,
     say: Callable[[str], None],
 ) -> Ended:
-    gate = gate_of(config, method, seeds)
     before = journal.counts()["accepted"]
     say(_start_line(config, teacher, gate, len(seeds), before))
     watcher = observer(config.num, before)

@@ -1,0 +1,140 @@
+"""``dedup`` and ``decontaminate``: the novelty filter for any file."""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from selfinstruct.cli import options
+from selfinstruct.cli.console import errors_shown, result, result_json
+
+if TYPE_CHECKING:
+    from selfinstruct.dataset.dedup import Report
+    from selfinstruct.novelty.index import RougeLIndex
+
+_SHOWN = 5
+_IN_JSON = 1000
+
+File = Annotated[
+    Path, typer.Argument(metavar="FILE", help="jsonl, json (an array), csv, parquet, or a dataset folder[@version].")
+]
+Output = Annotated[Path, typer.Option("--output", "-o", metavar="OUT", help="File to write; its name says the format.")]
+Field = Annotated[str | None, typer.Option(help="Field to compare [instruction, prompt, question, text or input].")]
+Threshold = Annotated[float, typer.Option(help="Highest ROUGE-L of a row that stays.")]
+Tokenizer = Annotated[str, typer.Option(help="rouge (as rouge_score, for English) or unicode (all scripts).")]
+DroppedFile = Annotated[
+    Path | None, typer.Option("--dropped", metavar="FILE", help="Write every dropped row, its score and its double.")
+]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands of this file."""
+    app.command(epilog="Example:\n\n  selfinstruct dedup tasks.jsonl -o new.jsonl --dropped why.jsonl")(dedup)
+    app.command(epilog="Example:\n\n  selfinstruct decontaminate tasks.jsonl --against eval.json -o clean.jsonl")(
+        decontaminate
+    )
+
+
+def dedup(
+    file: File,
+    output: Output,
+    field: Field = None,
+    threshold: Threshold = 0.7,
+    tokenizer: Tokenizer = "rouge",
+    dropped: DroppedFile = None,
+    json: options.Json = False,
+) -> None:
+    """Keep the rows of FILE that are new: none has a ROUGE-L above the threshold with a row kept before it."""
+    with errors_shown(as_json=json):
+        from selfinstruct.dataset import dedup as work
+
+        index = _index(threshold, tokenizer)
+        with _Bar(file) as bar:
+            report = work.dedup(file, output, field=field, index=index, watch=bar.show)
+        _finish(report, output, dropped, index, as_json=json)
+
+
+def decontaminate(
+    file: File,
+    against: Annotated[list[Path], typer.Option(metavar="EVAL", help="Evaluation set; may be given several times.")],
+    output: Output,
+    field: Field = None,
+    threshold: Threshold = 0.7,
+    tokenizer: Tokenizer = "rouge",
+    dropped: DroppedFile = None,
+    json: options.Json = False,
+) -> None:
+    """Keep the rows of FILE that resemble no row of the evaluation sets."""
+    with errors_shown(as_json=json):
+        from selfinstruct.dataset import dedup as work
+
+        index = _index(threshold, tokenizer)
+        with _Bar(file) as bar:
+            report = work.decontaminate(file, output, against, field=field, index=index, watch=bar.show)
+        _finish(report, output, dropped, index, as_json=json)
+
+
+def _index(threshold: float, tokenizer: str) -> RougeLIndex:
+    from selfinstruct.errors import UsageError
+    from selfinstruct.novelty.index import RougeLIndex
+
+    try:
+        return RougeLIndex(threshold, tokenizer)
+    except ValueError as error:
+        raise UsageError(str(error), hint="see --help") from None
+
+
+def _finish(report: Report, output: Path, dropped: Path | None, index: RougeLIndex, *, as_json: bool) -> None:
+    from selfinstruct.dataset import tables
+
+    if dropped:
+        tables.write(dropped, (row.as_dict() for row in report.dropped))
+    if as_json:
+        result_json(
+            {
+                "output": str(output),
+                "read": report.read,
+                "kept": report.kept,
+                "dropped": len(report.dropped),
+                "engine": index.engine,
+                "tokenizer": index.tokenizer,
+                "because": [row.as_dict() for row in report.dropped[:_IN_JSON]],
+            }
+        )
+        return
+    result(f"{output}: {report.kept} of {report.read} rows kept, {len(report.dropped)} dropped ({index.engine} engine)")
+    for row in report.dropped[:_SHOWN]:
+        result(f"  {row.place}  {row.text[:60]!r}")
+        result(f"    ROUGE-L {row.score:.3f} with {row.because}  {row.because_text[:60]!r}")
+    if len(report.dropped) > _SHOWN and not dropped:
+        result(f"  ... and {len(report.dropped) - _SHOWN} more; --dropped FILE writes them all")
+
+
+class _Bar:
+    """Rows read, on a terminal; nothing without one, where the result says enough."""
+
+    def __init__(self, file: Path) -> None:
+        self._file = file
+        self._bar: Any = None
+        self._next = 0.0
+
+    def __enter__(self) -> _Bar:
+        if sys.stderr.isatty():
+            from tqdm.auto import tqdm
+
+            self._bar = tqdm(desc=self._file.name, unit="row", unit_scale=True, file=sys.stderr)
+        return self
+
+    def show(self, report: Report) -> None:
+        if self._bar is not None and (report.read & 0xFF == 0 and time.monotonic() >= self._next):
+            self._next = time.monotonic() + 0.1
+            self._bar.set_postfix_str(f"{len(report.dropped)} dropped", refresh=False)
+            self._bar.update(report.read - self._bar.n)
+
+    def __exit__(self, *_: object) -> None:
+        if self._bar is not None:
+            self._bar.close()

@@ -1,0 +1,118 @@
+"""Near-duplicates out of any file, and rows of evaluation sets out of training data: exact ROUGE-L, as in a run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from selfinstruct.dataset import tables
+from selfinstruct.dataset.tables import Place, Row
+from selfinstruct.errors import UsageError
+from selfinstruct.novelty.index import RougeLIndex
+
+_TEXT_FIELDS = ("instruction", "prompt", "question", "text", "input")
+
+
+@dataclass(frozen=True, slots=True)
+class Dropped:
+    """A row that was left out, and because of which: ROUGE-L ``score`` with the row at ``because``."""
+
+    place: Place
+    text: str
+    score: float
+    because: Place
+    because_text: str
+
+    def as_dict(self) -> dict[str, Any]:
+        return {
+            "row": str(self.place),
+            "text": self.text,
+            "score": self.score,
+            "because": str(self.because),
+            "because_text": self.because_text,
+        }
+
+
+@dataclass(slots=True)
+class Report:
+    """What a pass over a file did."""
+
+    read: int = 0
+    kept: int = 0
+    dropped: list[Dropped] = field(default_factory=list)
+
+
+Watch = Callable[[Report], None]
+
+
+def dedup(source: Path, out: Path, *, field: str | None, index: RougeLIndex, watch: Watch) -> Report:
+    """Write the rows of ``source`` that are new, in order, to ``out``: each is compared with all kept before it."""
+    report = Report()
+    kept: list[tuple[Place, str]] = []
+
+    def new_rows() -> Iterator[Row]:
+        for place, row, text in _texts(source, field):
+            report.read += 1
+            novelty = index.offer(text)
+            if novelty.nearest_id is None:
+                kept.append((place, text))
+                report.kept += 1
+                yield row
+            else:
+                report.dropped.append(Dropped(place, text, novelty.score, *kept[novelty.nearest_id]))
+            watch(report)
+
+    tables.write(out, new_rows())
+    return report
+
+
+def decontaminate(
+    source: Path, out: Path, against: Sequence[Path], *, field: str | None, index: RougeLIndex, watch: Watch
+) -> Report:
+    """Write the rows of ``source`` that resemble no text of the files ``against`` to ``out``, in order.
+
+    ``index`` must be empty; it is filled with the texts of ``against``.
+    """
+    report = Report()
+    evaluation = [found for path in against for found in texts(path, field)]
+    for _, text in evaluation:
+        index.add(text)
+
+    def clean_rows() -> Iterator[Row]:
+        for place, row, text in _texts(source, field):
+            report.read += 1
+            novelty = index.query(text)
+            if novelty.nearest_id is None:
+                report.kept += 1
+                yield row
+            else:
+                report.dropped.append(Dropped(place, text, novelty.score, *evaluation[novelty.nearest_id]))
+            watch(report)
+
+    tables.write(out, clean_rows())
+    return report
+
+
+def texts(source: Path, field: str | None) -> Iterator[tuple[Place, str]]:
+    """Each row's place and the text that is compared: ``field``, or the first of the usual ones that the file has."""
+    for place, _, text in _texts(source, field):
+        yield place, text
+
+
+def _texts(source: Path, field: str | None) -> Iterator[tuple[Place, Row, str]]:
+    """Each row with the text to compare: the named field, or the first of the usual ones that the file has."""
+    chosen = field
+    for place, row in tables.read(source):
+        if chosen is None:
+            chosen = next((name for name in _TEXT_FIELDS if isinstance(row.get(name), str)), None)
+            if chosen is None:
+                raise UsageError(
+                    f"{place}: has none of the fields {', '.join(_TEXT_FIELDS)}", hint="name it: --field NAME"
+                )
+        text = row.get(chosen)
+        if not isinstance(text, str):
+            seen = ", ".join(list(row)[:8]) if chosen not in row else f"{chosen} = {text!r:.40}"
+            raise UsageError(f"{place}: has no text {chosen!r} ({seen})", hint="name the field: --field NAME")
+        yield place, row, text

@@ -1,0 +1,173 @@
+"""``dedup`` and ``decontaminate`` on any file, and decontamination in a run."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from rouge_score.rouge_scorer import RougeScorer
+from tasks import replay, task
+from teacher import Teacher
+
+from selfinstruct.dataset import tables
+
+TEXTS = [
+    "Name the three longest rivers of Portugal and say where each of them ends.",
+    "Name the three longest rivers of Portugal and say where each one ends.",
+    "Write a polite letter that cancels a gym membership.",
+    "Write a polite letter that cancels a phone contract and a gym membership.",
+    "Add 17 and 25.",
+]
+ROWS = [{"instruction": text, "n": number, "note": "ação – ok"} for number, text in enumerate(TEXTS)]
+
+
+def write(path: Path, rows: list[dict[str, Any]]) -> Path:
+    if path.suffix == ".jsonl":
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    elif path.suffix == ".json":
+        path.write_text(json.dumps(rows, indent=1, ensure_ascii=False), encoding="utf-8")
+    elif path.suffix == ".csv":
+        with path.open("w", encoding="utf-8", newline="") as out:
+            writer = csv.DictWriter(out, fieldnames=list(rows[0]))
+            writer.writeheader()
+            writer.writerows(rows)
+    else:
+        pq.write_table(pa.Table.from_pylist(rows), path)
+    return path
+
+
+def read(path: Path) -> list[dict[str, Any]]:
+    return [row for _, row in tables.read(path)]
+
+
+def by_rouge_score(texts: list[str], threshold: float) -> list[str]:
+    scorer, kept = RougeScorer(["rougeL"]), []
+    for text in texts:
+        if all(scorer.score(other, text)["rougeL"].fmeasure <= threshold for other in kept):
+            kept.append(text)
+    return kept
+
+
+@pytest.mark.parametrize("source", [".jsonl", ".json", ".csv", ".parquet"])
+@pytest.mark.parametrize("target", [".jsonl", ".json", ".csv", ".parquet"])
+def test_any_file_in_any_file_out(source: str, target: str, run: Any, tmp_path: Path) -> None:
+    file, out = write(tmp_path / f"in{source}", ROWS), tmp_path / f"out{target}"
+    ended = run("dedup", file, "-o", out, "--json")
+    assert ended.returncode == 0, ended.stderr
+    kept = by_rouge_score(TEXTS, 0.7)
+    assert [row["instruction"] for row in read(out)] == kept
+    assert {str(row["note"]) for row in read(out)} == {"ação – ok"}
+    report = json.loads(ended.stdout)
+    assert (report["read"], report["kept"], report["dropped"]) == (len(TEXTS), len(kept), len(TEXTS) - len(kept))
+
+
+def test_the_report_says_because_of_whom(run: Any, tmp_path: Path) -> None:
+    file = write(tmp_path / "in.jsonl", ROWS)
+    ended = run("dedup", file, "-o", tmp_path / "out.jsonl", "--dropped", tmp_path / "why.jsonl")
+    why = read(tmp_path / "why.jsonl")
+    expected = RougeScorer(["rougeL"]).score(TEXTS[0], TEXTS[1])["rougeL"].fmeasure
+    assert why[0] == {
+        "row": f"{file}:2",
+        "text": TEXTS[1],
+        "score": expected,
+        "because": f"{file}:1",
+        "because_text": TEXTS[0],
+    }
+    assert f"{file}:2" in ended.stdout
+
+
+def test_a_field_and_a_threshold_of_ones_own(run: Any, tmp_path: Path) -> None:
+    file = write(tmp_path / "in.jsonl", [{"q": text} for text in TEXTS])
+    out = tmp_path / "out.jsonl"
+    assert run("dedup", file, "-o", out, "--field", "q", "--threshold", "1.0").returncode == 0
+    assert len(read(out)) == len(TEXTS)
+    assert run("dedup", file, "-o", out, "--field", "q", "--threshold", "0.4").returncode == 0
+    assert [row["q"] for row in read(out)] == by_rouge_score(TEXTS, 0.4)
+
+
+def test_evaluation_tasks_are_kept_out_of_training_data(run: Any, tmp_path: Path) -> None:
+    file = write(tmp_path / "train.jsonl", ROWS)
+    evals = write(tmp_path / "eval.json", [{"prompt": TEXTS[1]}, {"prompt": "Nothing like it at all."}])
+    other = write(tmp_path / "more.csv", [{"question": TEXTS[4]}])
+    out = tmp_path / "clean.jsonl"
+    ended = run("decontaminate", file, "--against", evals, "--against", other, "-o", out, "--json")
+    assert ended.returncode == 0, ended.stderr
+    assert [row["instruction"] for row in read(out)] == [TEXTS[2], TEXTS[3]]
+    assert [entry["because"] for entry in json.loads(ended.stdout)["because"]] == [f"{evals}:1"] * 2 + [f"{other}:2"]
+
+
+def test_a_dataset_of_ours_is_a_file_too(run: Any, tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    assert run("generate", data, "--teacher", "scripted", "--num", "12").returncode == 0
+    ended = run("dedup", f"{data}@v1", "-o", tmp_path / "out.jsonl", "--json")
+    assert json.loads(ended.stdout)["kept"] == 12
+    assert run("dedup", data, "-o", tmp_path / "out.parquet").returncode == 0
+
+
+def test_a_run_keeps_drafts_away_from_evaluation_sets(
+    run: Any, teacher: Callable[..., Teacher], tmp_path: Path
+) -> None:
+    tasks = [task(n) for n in range(120)]
+    evals = write(tmp_path / "eval.jsonl", [{"instruction": f"{tasks[3]['instruction']} Please."}])
+    server, out = teacher(replay(tasks)), tmp_path / "out"
+    flags = ("--teacher", "m", "--base-url", server.url, "--num", "60", "--decontaminate", evals)
+    assert run("generate", out, *flags).returncode == 0
+    status = json.loads(run("status", out, "--json").stdout)
+    assert status["rejected"]["contaminated"] == 1
+    instructions = {row["instruction"] for row in read(out)}
+    assert tasks[3]["instruction"] not in instructions
+    assert tasks[4]["instruction"] in instructions
+    evals.write_text(json.dumps({"instruction": "Something else altogether."}))
+    refused = run("resume", out, "--num", "70")
+    assert refused.returncode == 2
+    assert "evaluation_sha256" in refused.stderr
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("a.jsonl", b'{"instruction": "x"}\n{broken\n', "a.jsonl:2"),
+        ("a.jsonl", b'{"instruction": "x"}\n[1]\n', "a.jsonl:2"),
+        ("a.jsonl", b'{"other": "x"}\n', "--field"),
+        ("a.jsonl", b'{"instruction": 3}\n', "a.jsonl:1"),
+        ("a.jsonl", b"\xff\xfe", "UTF-8"),
+        ("a.json", b'{"instruction": "x"}', "JSON array"),
+        ("a.json", b'[{"instruction": "x"}, {', "element 2"),
+        ("a.csv", b"instruction,b\nx\n", "a.csv"),
+        ("a.parquet", b"PAR1 no", "a.parquet"),
+        ("a.xyz", b"", "format"),
+    ],
+)
+def test_broken_files_are_refused_with_the_place(
+    name: str, content: bytes, words: str, run: Any, tmp_path: Path
+) -> None:
+    file, out = tmp_path / name, tmp_path / "out.jsonl"
+    file.write_bytes(content)
+    ended = run("dedup", file, "-o", out)
+    assert ended.returncode == 2
+    assert words in ended.stderr
+    assert "Traceback" not in ended.stderr
+    assert sorted(path.name for path in tmp_path.iterdir()) == [name]
+
+
+def test_spreadsheets_do_not_run_what_a_teacher_wrote(run: Any, tmp_path: Path) -> None:
+    file = write(tmp_path / "in.jsonl", [{"instruction": "Compute the sum of two cells.", "output": "=HYPERLINK(1)"}])
+    assert run("dedup", file, "-o", tmp_path / "out.csv").returncode == 0
+    assert "'=HYPERLINK" in (tmp_path / "out.csv").read_text()
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.dictionaries(st.text(min_size=1), st.text() | st.integers() | st.none() | st.lists(st.text()))))
+def test_a_json_array_is_read_as_json_reads_it(tmp_path_factory: Any, rows: list[dict[str, Any]]) -> None:
+    path = tmp_path_factory.mktemp("json") / "a.json"
+    for indent in (None, 2):
+        path.write_text(json.dumps(rows, indent=indent), encoding="utf-8")
+        assert read(path) == json.loads(path.read_text(encoding="utf-8"))
