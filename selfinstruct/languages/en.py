@@ -37,9 +37,7 @@ ENGLISH = Language(
     ),
     forbidden_starts=("Write a program",),
     start="ascii",
-    open_words=frozenset(
-        "a an the of and or but because than whose if while their its our your my these".split()
-    ),
+    open_words=frozenset("a an the of and or but because than whose if while their its our your my these".split()),
     wording=Wording(
         numbered=f"""\
 Invent {{count}} new tasks for teaching a text assistant, each with a model answer.

@@ -33,7 +33,7 @@ class Bounds:
     """need(m, n) for one threshold and lengths up to LONGEST_INDEXED; a row is filled when its length is first met.
 
     `flat[m * 1024 + n]` (uint16) is the least number of common tokens, NEVER where no number suffices; `least[m]` is
-    its minimum over n: a text of m tokens needs at least that many matches with any row. Filling a row takes 60 us.
+    its minimum over n: a text of m tokens needs at least that many matches with any row.
     """
 
     def __init__(self, threshold: float) -> None:

@@ -119,7 +119,7 @@ class VectorizedEngine:
         return _Chunk(ids, flat, lengths, sign(flat, lengths), self._index.prefixes(flat, lengths))
 
     def _offer_one(self, ids: list[int]) -> Novelty:
-        """A text alone: 50 us where a chunk of one would take 200."""
+        """A text alone: 76 us at a pool of 52K, where a chunk of one took 220."""
         if len(ids) > LONGEST_INDEXED:
             best = self._compare_overlong(ids)
             if best.row < 0:
