@@ -116,7 +116,9 @@ def prompt_of(body: dict[str, Any]) -> str:
 def numbered(tasks: Sequence[Mapping[str, str]], first: int = 4) -> str:
     """Tasks in Stanford's numbered format, as it continues an open ``4. Instruction:``."""
     parts = [
-        f"{n}. Instruction: {task['instruction']}\n{n}. Input:\n{task['input'] or '<noinput>'}\n{n}. Output:\n{task['output']}\n"
+        f"{n}. Instruction: {task['instruction']}\n"
+        f"{n}. Input:\n{task['input'] or '<noinput>'}\n"
+        f"{n}. Output:\n{task['output']}\n"
         for n, task in enumerate(tasks, start=first)
     ]
     return "###\n".join(parts).removeprefix(f"{first}. Instruction:")
