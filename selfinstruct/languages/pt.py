@@ -49,8 +49,8 @@ PORTUGUESE = Language(
     forbidden_starts=("Escreva um programa", "Crie um programa"),
     start="letter",
     open_words=frozenset(
-        "o a os as um uma de do da dos das no na nos nas pelo pela e ou mas porque cujo cuja seu sua seus suas ao à aos "
-        "às".split()
+        "o a os as um uma de do da dos das no na nos nas pelo pela e ou mas porque cujo cuja seu sua seus suas ao à "
+        "aos às".split()
     ),
     wording=Wording(
         numbered=f"""\
