@@ -86,11 +86,11 @@ def digest(tasks: Sequence[SeedTask]) -> str:
 
 def _text_of(path: Path) -> tuple[str, str]:
     """The file's text and "", or "" and what is wrong with the file as a whole."""
-    if path.is_dir():
-        return "", f"{path}: is a folder; name a .jsonl file"
     try:
         with path.open("rb") as stream:
             raw = stream.read(MAX_FILE_BYTES + 1)
+    except IsADirectoryError:
+        return "", f"{path}: is a folder; name a .jsonl file"
     except FileNotFoundError:
         return "", f"{path}: no such file; check the path"
     except OSError as error:

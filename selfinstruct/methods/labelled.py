@@ -114,7 +114,7 @@ def _openers(lines: Sequence[str], labels: Sequence[Label]) -> tuple[list[Label]
                 whole = whole or has_output
                 continue  # the content of a task
             before = openers[-1].number if openers else None
-            follows = before is not None and label.number == before + 1
+            follows = before is not None and label.number == before + 1 and len(openers) - 1 not in doubtful
             if openers and not follows:
                 doubtful |= {len(openers) - 1, len(openers)}
         openers.append(label)

@@ -58,7 +58,8 @@ def read(completion: Completion, prefix: str = "") -> Reading:
 def _read_text(text: str, *, cut: bool) -> list[Fields]:
     labels = find_labels(text.split("\n"))
     start = text.find("{")
-    if start >= 0 and (not labels or text.count("\n", 0, start) < labels[0].line):
+    headings_alone = all(label.kind == "instruction" for label in labels)  # "## Task 1" above each JSON object
+    if start >= 0 and (headings_alone or text.count("\n", 0, start) < labels[0].line):
         tasks = _read_json(text)
         if tasks:
             return tasks

@@ -74,11 +74,12 @@ def _forbidden_start(draft: Draft, language: Language) -> str:
 
 
 def _punctuation_start(draft: Draft, language: Language) -> str:
-    return draft.instruction[0] if draft.instruction[0] in string.punctuation else ""
+    first = draft.instruction[:1]
+    return first if first in string.punctuation else ""
 
 
 def _foreign_start(draft: Draft, language: Language) -> str:
-    first = draft.instruction[0]
+    first = draft.instruction[:1]
     fine = first.isascii() if language.start == "ascii" else first.isalnum() or first in "¿¡«“‘"
     return "" if fine else f"U+{ord(first):04X}"
 
