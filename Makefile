@@ -1,11 +1,13 @@
 # make demo   a first dataset with the embedded teacher      make test   the fast tests
 # make check  format, lint, types, tests, docs               make test-all   slow tests too
+# make chaos  what survives kills, crashes, failing disks and damage, as a table (long; a sample: tests/chaos --short)
 PYTHON ?= python3
+TORCH ?= torch==2.13.0
 VENV := .venv
 BIN := $(VENV)/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo test test-all check format clean
+.PHONY: demo test test-all check chaos format clean
 
 demo: $(VENV)/.local
 	$(BIN)/selfinstruct model pull smollm2
@@ -20,7 +22,7 @@ demo: $(VENV)/.local
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest
 
-test-all: $(VENV)/.dev $(VENV)/.local
+test-all: $(VENV)/.all
 	$(BIN)/selfinstruct model pull smollm2
 	$(BIN)/python -m pytest -m "slow or not slow"
 
@@ -29,6 +31,9 @@ check: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/python -m pytest
+
+chaos: $(VENV)/.dev
+	$(BIN)/python tests/chaos
 
 format: $(VENV)/.dev
 	$(BIN)/ruff format .
@@ -45,6 +50,12 @@ $(VENV)/bin/python:
 
 $(VENV)/.local: pyproject.toml setup.py | $(VENV)/bin/python
 	$(BIN)/pip install -q -e '.[local]'
+	@touch $@
+
+# torch first and by itself: another package would bring the largest build there is.
+$(VENV)/.all: pyproject.toml setup.py | $(VENV)/bin/python
+	$(BIN)/pip install -q '$(TORCH)'
+	$(BIN)/pip install -q -e '.[dev,local,train]'
 	@touch $@
 
 $(VENV)/.dev: pyproject.toml setup.py | $(VENV)/bin/python

@@ -16,11 +16,13 @@ from urllib.parse import urlsplit
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
 
+from selfinstruct import durable
 from selfinstruct.errors import OutputError, UsageError
 
 DEFAULT_TEACHER = "local:smollm2"
 OPENAI_URL = "https://api.openai.com/v1"
 MAX_CONFIG_BYTES = 1 << 20
+MAX_CONFIG_BRACKETS = 1000  # PyYAML's scanner takes time quadratic in the depth: minutes for 50,000
 
 # Identity: another value would give other rows, so a run keeps it for life and resuming with another is refused.
 IDENTITY = frozenset(
@@ -30,7 +32,7 @@ IDENTITY = frozenset(
 # Runtime: how, where and how long the same rows are made. (What seeds and evaluation sets hold is identity: hashes.)
 RUNTIME = frozenset(
     "seeds decontaminate num base_url api_key_env concurrency timeout patience max_requests max_tokens max_minutes "
-    "min_acceptance acceptance_window allow_plain_http".split()
+    "min_acceptance acceptance_window allow_plain_http profile".split()
 )
 
 
@@ -79,6 +81,7 @@ class RunConfig(BaseModel):
     max_minutes: float | None = Field(None, gt=0, description="stop after this time")
     min_acceptance: float = Field(0.01, ge=0, le=1, description="stop when fewer of the last tasks are accepted")
     acceptance_window: int = Field(100, ge=1, le=100_000, description="requests that min_acceptance looks back")
+    profile: bool = Field(False, description="publish how near each row is to the others")
     allow_plain_http: bool = Field(False, description="allow a key over http to another host")
 
     @field_validator("base_url")
@@ -144,7 +147,12 @@ class RunConfig(BaseModel):
 
     def to_yaml(self) -> str:
         """The settings as a config file; no secret can be in it."""
-        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+        return as_yaml(self.model_dump(mode="json"))
+
+
+def as_yaml(settings: Mapping[str, Any]) -> str:
+    """Settings as the text of a config file; also those that another release recorded."""
+    return yaml.safe_dump(dict(settings), sort_keys=False, allow_unicode=True)
 
 
 def fingerprint(identity: Mapping[str, Any]) -> str:
@@ -191,6 +199,8 @@ def _read_yaml(path: Path) -> dict[str, Any]:
         raise UsageError(f"{path}: larger than {MAX_CONFIG_BYTES // 1024} KiB; this is no config file")
     try:
         text = raw.decode("utf-8-sig")
+        if text.count("[") + text.count("{") > MAX_CONFIG_BRACKETS:
+            raise UsageError(f"{path}: more than {MAX_CONFIG_BRACKETS} brackets; this is no config file")
         if any(isinstance(token, yaml.AliasToken) for token in yaml.scan(text)):
             raise UsageError(f"{path}: holds a YAML alias (*name)", hint="write the value out")
         found = yaml.safe_load(text)
@@ -232,11 +242,9 @@ def _without_credentials(url: str) -> str:
 
 
 def write_config(config: RunConfig, path: Path) -> None:
-    """Write the settings beside the journal (temporary file, then rename)."""
-    temporary = path.with_name(path.name + ".tmp")
+    """Write the settings as a file for people and ``--config``, whole or not at all."""
     try:
-        temporary.write_text(config.to_yaml(), encoding="utf-8")
-        temporary.replace(path)
+        durable.write_text(path, config.to_yaml())
     except OSError as error:
         raise OutputError(f"{path}: cannot be written ({error.strerror or error})") from error
 

@@ -13,7 +13,8 @@ PACKAGE = Path(__file__).resolve().parent.parent / "selfinstruct"
 ARROWS: dict[str, set[str]] = {
     "records": set(),
     "errors": set(),
-    "config": {"records", "errors"},
+    "durable": set(),
+    "config": {"records", "errors", "durable"},
     "seeds": {"records", "errors"},
     "languages": {"records", "errors"},
     "novelty": {"records", "errors"},
@@ -24,6 +25,7 @@ ARROWS: dict[str, set[str]] = {
     "run": {
         "records",
         "errors",
+        "durable",
         "config",
         "seeds",
         "languages",
@@ -33,8 +35,8 @@ ARROWS: dict[str, set[str]] = {
         "backends",
         "servers",
     },
-    "dataset": {"records", "errors", "novelty", "run"},
-    "student": {"records", "errors", "config", "backends", "servers", "dataset"},
+    "dataset": {"records", "errors", "durable", "novelty", "run"},
+    "student": {"records", "errors", "durable", "config", "backends", "servers", "dataset"},
     "__init__": {"dataset"},
 }
 ONLY_THE_JOURNAL = {"dataset"}  # of the run, the dataset knows the journal and nothing else

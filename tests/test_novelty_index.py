@@ -217,6 +217,22 @@ def test_profile_equals_rouge_score(engine: str, texts: list[str], text: str, k:
 
 
 @every_engine
+def test_profile_of_a_pool_with_common_tokens_equals_rouge_score(engine: str) -> None:
+    """Enough rows of each length for several blocks, tokens that become common on the way, and ties across lengths."""
+    rng, common = random.Random(4), ["the", "a", "of"]
+    loop, index = Loop(0.7), RougeLIndex(engine=engine)
+    for number in range(1500):
+        row = [rng.choice([*common, f"w{rng.randrange(40)}"]) for _ in range(rng.choice([3, 5, 8, 16, 17, 32, 33]))]
+        loop.rows.append(row)
+        index.add(" ".join(row))
+        if number % 250 == 249:
+            for text, k in (("the w1 of a the w2 a a of", 10), ("the", 700), (" ".join(row), 3), ("w3 a", 0), ("x", 2)):
+                profile, expected = index.profile(text, k), loop.profile(text, k)
+                assert (profile.maximum, profile.top) == (expected.maximum, expected.top)
+                assert profile.mean == pytest.approx(expected.mean, abs=1e-12)
+
+
+@every_engine
 def test_profile_of_an_empty_pool_is_zero(engine: str) -> None:
     assert RougeLIndex(engine=engine).profile("a b") == Profile(0.0, [], 0.0)
     with pytest.raises(ValueError, match="k must be 0 or more"):

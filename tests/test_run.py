@@ -303,3 +303,27 @@ def test_the_released_rows_come_through_field_by_field(
         f"{markers} no-input markers repaired"
     )
     assert markers < 100
+
+
+def test_a_profiled_version_says_how_near_each_row_is_as_rouge_score_does(
+    run: Any, teacher: Start, tmp_path: Path
+) -> None:
+    from datasets import load_dataset
+    from rouge_score.rouge_scorer import RougeScorer
+
+    from selfinstruct import seeds as seed_files
+
+    server, out = teacher(by_prompt()), tmp_path / "out"
+    assert generate(run, out, server, "--num", 12, "--profile").returncode == 0
+    rows, scorer = rows_of(out), RougeScorer(["rougeL"])
+    before = [(seed.task_id, seed.instruction) for seed in seed_files.load(seed_files.bundled("en"))]
+    for row in rows:
+        scores = [scorer.score(text, row["instruction"])["rougeL"].fmeasure for _, text in before]
+        best = max(range(len(scores)), key=lambda k: scores[k])
+        assert (row["similarity"], row["nearest_id"]) == (scores[best], before[best][0])
+        assert row["mean_similarity"] == pytest.approx(sum(scores) / len(scores), abs=1e-12)
+        assert [near["score"] for near in row["most_similar"]] == sorted(scores, reverse=True)[:10]
+        before.append((row["id"], row["instruction"]))
+    assert load_dataset(str(out), split="train")[0]["most_similar"][0]["score"] >= 0
+    assert run("publish", out, "--no-profile").returncode == 0
+    assert "similarity" not in rows_of(out, "v2")[0]

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ipaddress
 import re
 from typing import Protocol
+from urllib.parse import urlsplit
 
 from selfinstruct.records import Completion, Prompt
 
@@ -14,7 +16,8 @@ class Backend(Protocol):
     """A place where prompts are answered.
 
     ``complete`` raises only errors of our tree: retryable ones, PromptRefused for this prompt alone, or a
-    TeacherFault that ends the run.
+    TeacherFault that ends the run. After ``halt`` nothing more is sent: a ``complete`` that still waits to send raises
+    Stopped, and what was sent may arrive.
     """
 
     @property
@@ -25,9 +28,20 @@ class Backend(Protocol):
 
     async def complete(self, prompt: Prompt) -> Completion: ...
 
+    def halt(self) -> None: ...
+
     async def aclose(self) -> None: ...
 
 
 def scrub(text: str) -> str:
     """Replace half characters (lone surrogates), which no file format can hold, by U+FFFD."""
     return text if text.isascii() else _SURROGATE.sub("\ufffd", text)
+
+
+def is_loopback(url: str) -> bool:
+    """Whether a URL's host is this machine: ``localhost`` or an address of the loopback net, not a name like one."""
+    host = urlsplit(url).hostname or ""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host.rstrip(".") == "localhost"

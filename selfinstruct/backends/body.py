@@ -7,32 +7,51 @@ from collections.abc import AsyncIterator
 
 import httpx2
 
-from selfinstruct.errors import TransientFault
+from selfinstruct.errors import UnusableAnswer
 
 MAX_BODY_BYTES = 8 * 1024 * 1024
+MAX_ERROR_BYTES = 64 * 1024  # of an error's body, which is only quoted
+_PACKED = ("gzip", "deflate")
 
 
 class LimitedStream(httpx2.AsyncByteStream):
-    """Passes a body on, unpacked and counted; TransientFault when it grows beyond MAX_BODY_BYTES or is damaged."""
+    """Passes a body on, unpacked and counted, up to ``limit`` bytes.
 
-    def __init__(self, stream: httpx2.AsyncByteStream, *, packed: bool) -> None:
+    Beyond that, and when the packing is damaged, an answer is an UnusableAnswer; an error's body just ends there, for
+    its status and headers count more.
+    """
+
+    def __init__(self, stream: httpx2.AsyncByteStream, *, encoding: str, is_error: bool) -> None:
         self._stream = stream
-        self._unpack = zlib.decompressobj(wbits=47) if packed else None  # 47: gzip or zlib, told by the header
+        self._encoding = encoding
+        self._is_error = is_error
+        self._limit = MAX_ERROR_BYTES if is_error else MAX_BODY_BYTES
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
+        try:
+            async for chunk in self._bounded():
+                yield chunk
+        except UnusableAnswer:
+            if not self._is_error:
+                raise
+
+    async def _bounded(self) -> AsyncIterator[bytes]:
+        if self._encoding not in ("identity", *_PACKED):
+            raise UnusableAnswer(f"the answer is packed with {self._encoding[:40]!r}, which was not asked for")
+        unpack = zlib.decompressobj(wbits=47) if self._encoding in _PACKED else None  # 47: gzip or zlib, by its header
         total = 0
         async for chunk in self._stream:
-            if self._unpack:
+            if unpack:
                 try:
-                    chunk = self._unpack.decompress(chunk, MAX_BODY_BYTES + 1 - total)
+                    chunk = unpack.decompress(chunk, self._limit + 1 - total)
                 except zlib.error as error:
-                    raise TransientFault(f"the answer's packing is damaged ({error})") from None
+                    raise UnusableAnswer(f"the answer's packing is damaged ({error})") from None
             total += len(chunk)
-            if total > MAX_BODY_BYTES:
-                raise TransientFault(f"the answer is larger than {MAX_BODY_BYTES // 2**20} MiB")
+            if total > self._limit:
+                raise UnusableAnswer(f"the answer is larger than {self._limit // 2**20} MiB")
             yield chunk
-        if self._unpack and not self._unpack.eof:
-            raise TransientFault("the answer's packing ends too early")
+        if unpack and not unpack.eof:
+            raise UnusableAnswer("the answer's packing ends too early")
 
     async def aclose(self) -> None:
         await self._stream.aclose()
@@ -40,10 +59,7 @@ class LimitedStream(httpx2.AsyncByteStream):
 
 async def limit_body(response: httpx2.Response) -> None:
     """Response hook for the HTTP client: put the limit between the connection and the reader."""
-    encoding = response.headers.get("content-encoding", "identity").lower()
-    if encoding not in ("identity", "gzip", "deflate"):
-        raise TransientFault(f"the answer is packed with {encoding[:40]!r}, which was not asked for")
     stream = response.stream
     if isinstance(stream, httpx2.AsyncByteStream):
-        response.stream = LimitedStream(stream, packed=encoding != "identity")
-        response.headers.pop("content-encoding", None)
+        encoding = response.headers.pop("content-encoding", "identity").strip().lower()
+        response.stream = LimitedStream(stream, encoding=encoding, is_error=response.status_code >= 300)

@@ -1,30 +1,54 @@
-"""Several endpoints with one face: requests go where the fewest are in flight, and around an endpoint that fails."""
+"""Several endpoints with one face: requests go where the fewest are in flight, and around an endpoint that fails.
+
+Each endpoint has a pace (``pace.py``) and rests when nothing but faults comes from it: then one request at a time
+tries it, and the rest go elsewhere or wait. An outage so costs a request every few seconds, not all of them.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import random
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 
 from selfinstruct.backends.base import Backend
-from selfinstruct.errors import RateLimited, TransientFault
+from selfinstruct.backends.pace import Pace
+from selfinstruct.errors import RateLimited, SelfInstructError, Stopped, TransientFault, UnusableAnswer
 from selfinstruct.records import Completion, Prompt
 
-_FIRST_REST, _LONGEST_REST = 1.0, 30.0  # seconds that a failing endpoint is left alone, doubling
+_FAULTS_TO_REST = 5  # in a row; single faults are a matter of the request that met them
+_FIRST_REST, _LONGEST_REST = 0.5, 5.0  # seconds, doubling; short enough to notice soon that an outage is over
 
 
 class _Endpoint:
+    """One backend with what we know about it."""
+
     def __init__(self, backend: Backend) -> None:
         self.backend = backend
+        self.pace = Pace()
         self.in_flight = 0
-        self.free_at = 0.0  # monotonic time before which nothing is sent
-        self.failures = 0
+        self.faults = 0  # in a row
+        self.rests_until = 0.0
+        self.probing = False
 
-    def succeeded(self) -> None:
-        self.failures = 0
+    @property
+    def resting(self) -> bool:
+        return self.faults >= _FAULTS_TO_REST
 
-    def rest(self, seconds: float) -> None:
-        self.free_at = max(self.free_at, time.monotonic() + seconds)
+    def opens_at(self) -> float:
+        """Monotonic time when a request may start; infinite while a single request tries a resting endpoint."""
+        if self.resting and self.probing:
+            return float("inf")
+        return max(self.pace.opens_at(), self.rests_until if self.resting else 0.0)
+
+    def failed(self, *, probe: bool) -> None:
+        if self.resting and not probe:
+            return  # sent before the rest began: nothing new
+        self.faults += 1
+        if self.resting:
+            rest = min(_LONGEST_REST, _FIRST_REST * 2.0 ** min(self.faults - _FAULTS_TO_REST, 10))
+            self.rests_until = max(self.rests_until, time.monotonic() + rest * random.uniform(0.75, 1.0))
 
 
 class Endpoints:
@@ -32,38 +56,77 @@ class Endpoints:
 
     def __init__(self, backends: Sequence[Backend]) -> None:
         self._endpoints = [_Endpoint(backend) for backend in backends]
+        self._news = asyncio.Event()  # replaced whenever it is set: a broadcast to all that wait
+        self._halted = False
         self.name = backends[0].name
         self.max_in_flight = sum(backend.max_in_flight for backend in backends)
 
     async def complete(self, prompt: Prompt) -> Completion:
-        endpoint = await self._free_endpoint()
+        """Ask one endpoint once. Raises what it raises, and Stopped when halted before the request was sent."""
+        endpoint = await self._turn()
+        probe = endpoint.resting
+        endpoint.probing = endpoint.probing or probe
         endpoint.in_flight += 1
+        endpoint.pace.sent()
         try:
             completion = await endpoint.backend.complete(prompt)
-        except RateLimited as error:
-            if error.retry_after is not None:
-                endpoint.rest(error.retry_after)
-            elif len(self._endpoints) > 1:
-                endpoint.rest(_FIRST_REST)
+        except TransientFault as error:
+            self._note(endpoint, error, probe=probe)
             raise
-        except TransientFault:
-            endpoint.failures += 1
-            if len(self._endpoints) > 1:
-                endpoint.rest(min(_LONGEST_REST, _FIRST_REST * 2 ** min(endpoint.failures - 1, 10)))
+        except SelfInstructError:
+            endpoint.faults = 0  # a refusal is a sign of life
             raise
         finally:
             endpoint.in_flight -= 1
-        endpoint.succeeded()
+            if probe:
+                endpoint.probing = False
+                self._announce()
+        if endpoint.faults:
+            endpoint.faults = 0
+            self._announce()
         return completion
+
+    def opens_in(self) -> float:
+        """Seconds until some endpoint may be asked; infinite while the only one is being tried."""
+        return max(0.0, min(endpoint.opens_at() for endpoint in self._endpoints) - time.monotonic())
+
+    def halt(self) -> None:
+        """Send nothing more: what waits ends with Stopped, what is on its way may arrive."""
+        self._halted = True
+        self._announce()
 
     async def aclose(self) -> None:
         for endpoint in self._endpoints:
             await endpoint.backend.aclose()
 
-    async def _free_endpoint(self) -> _Endpoint:
+    def _note(self, endpoint: _Endpoint, error: TransientFault, *, probe: bool) -> None:
+        if isinstance(error, RateLimited):
+            endpoint.faults = 0
+            endpoint.pace.refused(error.retry_after)
+        elif len(self._endpoints) > 1 or not isinstance(error, UnusableAnswer):
+            endpoint.failed(probe=probe)
+
+    def _announce(self) -> None:
+        self._news.set()
+        self._news = asyncio.Event()
+
+    async def _turn(self) -> _Endpoint:
+        """Wait for a free endpoint and for a start time there."""
         while True:
+            if self._halted:
+                raise Stopped("no more requests are sent")
             now = time.monotonic()
-            free = [endpoint for endpoint in self._endpoints if endpoint.free_at <= now]
-            if free:
-                return min(free, key=lambda endpoint: endpoint.in_flight)
-            await asyncio.sleep(min(endpoint.free_at for endpoint in self._endpoints) - now + 0.001)
+            endpoint = min(self._endpoints, key=lambda endpoint: (max(now, endpoint.opens_at()), endpoint.in_flight))
+            start = endpoint.opens_at() if endpoint.resting else endpoint.pace.reserve()
+            if start <= time.monotonic():
+                return endpoint
+            in_time = await self._wait(start - now)
+            if in_time and not endpoint.resting and endpoint.pace.paused_until <= time.monotonic():
+                return endpoint
+
+    async def _wait(self, seconds: float) -> bool:
+        """Wait so long, or until there is news; True when the time is over."""
+        with suppress(TimeoutError):
+            await asyncio.wait_for(self._news.wait(), None if seconds == float("inf") else seconds)
+            return False
+        return True

@@ -1,6 +1,6 @@
 """One OpenAI-compatible endpoint, one attempt at a time: the openai client, with its behaviour pinned down.
 
-The client retries nothing, follows no redirect and holds no environment setting of its own; each attempt has a total
+The client retries nothing and follows no redirect; each attempt has a total
 deadline (the client's timeout is per read) and a body limit. Every fault becomes one of our errors here and nowhere
 else; retries live in ``retry.py``. Texts of servers are shown cut, printable and without the key.
 """
@@ -18,9 +18,10 @@ from urllib.parse import urlsplit
 import httpx2
 import openai
 
-from selfinstruct.backends.base import scrub
+from selfinstruct.backends.base import is_loopback, scrub
 from selfinstruct.backends.body import limit_body
 from selfinstruct.backends.faults import fault_of_error, fault_of_status
+from selfinstruct.backends.redact import Redactor
 from selfinstruct.errors import PromptRefused, SelfInstructError, TransientFault, UnusableAnswer
 from selfinstruct.records import Completion, Finish, Prompt
 
@@ -57,7 +58,8 @@ class HttpBackend:
         self.host = urlsplit(base_url).netloc
         self.max_in_flight = max_in_flight
         self._model, self._api, self._sampling, self._timeout = model, api, sampling, timeout
-        self._key = api_key
+        self._redact = Redactor(api_key)
+        self._quote = self._redact.quote
         self._token_limit_name, self._schema_style = token_limit_name, schema_style
         self._client = openai.AsyncOpenAI(
             base_url=base_url,
@@ -68,6 +70,7 @@ class HttpBackend:
             default_headers={"Accept-Encoding": "identity"},
             http_client=openai.DefaultAioHttpClient(
                 follow_redirects=False,
+                trust_env=not is_loopback(base_url),  # no proxy of the environment gets to see what stays here
                 timeout=httpx2.Timeout(timeout, connect=min(timeout, 15.0)),
                 limits=httpx2.Limits(max_connections=max_in_flight + 8, max_keepalive_connections=max_in_flight),
                 event_hooks={"response": [limit_body]},
@@ -81,7 +84,10 @@ class HttpBackend:
         try:
             return self._completion(prompt, answer, time.monotonic() - start)
         except (KeyError, IndexError, TypeError, AttributeError, ValueError, OverflowError):
-            raise TransientFault(f"{self.host}: an answer without a usable choice: {self._quote(answer)}") from None
+            raise UnusableAnswer(f"{self.host}: an answer without a usable choice: {self._quote(answer)}") from None
+
+    def halt(self) -> None:
+        """Nothing waits here."""
 
     async def aclose(self) -> None:
         await self._client.close()
@@ -129,9 +135,10 @@ class HttpBackend:
         try:
             answer = json.loads(response.content)
         except (ValueError, RecursionError):
-            raise TransientFault(f"{self.host}: the answer is no JSON: {self._quote(response.text[:200])}") from None
+            said = self._quote(response.content[:600].decode("utf-8", "replace"))
+            raise UnusableAnswer(f"{self.host}: the answer is no JSON: {said}") from None
         if not isinstance(answer, dict):
-            raise TransientFault(f"{self.host}: the answer is no JSON object: {self._quote(answer)}")
+            raise UnusableAnswer(f"{self.host}: the answer is no JSON object: {self._quote(answer)}")
         if answer.get("error") and not answer.get("choices"):
             raise fault_of_error(self.host, answer["error"], self._model, self._quote)
         return answer
@@ -153,21 +160,14 @@ class HttpBackend:
         model = answer.get("model")
         return Completion(
             request_no=prompt.request_no,
-            text=scrub(text),
+            text=self._redact.answer(scrub(text)),
             finish=finish,
             prompt_tokens=_count(usage.get("prompt_tokens")),
             cached_tokens=_count(details.get("cached_tokens")) if isinstance(details, dict) else 0,
             completion_tokens=_count(usage.get("completion_tokens")),
-            model=scrub(model)[:200] if isinstance(model, str) else self._model,
+            model=self._redact.answer(scrub(model))[:200] if isinstance(model, str) else self._model,
             seconds=round(seconds, 6),
         )
-
-    def _quote(self, said: object) -> str:
-        """What a server said, fit to be shown: one printable line, cut, the key blotted out."""
-        text = str(said)[:2000]
-        if self._key:
-            text = text.replace(self._key, "***")
-        return "".join(c if c.isprintable() else " " for c in text)[:300]
 
 
 def _count(value: object) -> int:

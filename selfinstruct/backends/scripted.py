@@ -34,6 +34,9 @@ class ScriptedBackend:
         finish: Finish = "stop"
         return Completion(prompt.request_no, scrub(text), finish, model=self.name)
 
+    def halt(self) -> None:
+        """Nothing waits here."""
+
     async def aclose(self) -> None:
         """Nothing is held open."""
 

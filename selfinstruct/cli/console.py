@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -43,6 +44,32 @@ def errors_shown(*, as_json: bool = False) -> Iterator[None]:
     except KeyboardInterrupt:
         say("interrupted")
         raise typer.Exit(130) from None
+
+
+class _Interrupted(KeyboardInterrupt):
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.number = number
+
+
+@contextmanager
+def interruptions_told(command: str) -> Iterator[None]:
+    """SIGINT and SIGTERM end what is inside at once, and the last line says how to go on. The loop, which waits for
+    answers that are paid for, has handlers of its own while it runs."""
+
+    def interrupt(number: int, _frame: object) -> None:
+        raise _Interrupted(number)
+
+    before = {number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    except _Interrupted as interrupted:
+        say("stopped: interrupted")
+        say(f"resume with: {command}")
+        raise typer.Exit(128 + interrupted.number) from None
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def fail(error: SelfInstructError, *, as_json: bool = False) -> None:

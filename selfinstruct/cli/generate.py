@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from selfinstruct.cli import options
-from selfinstruct.cli.console import errors_shown, result, result_json, say
+from selfinstruct.cli.console import errors_shown, interruptions_told, result, result_json, say
 
 if TYPE_CHECKING:
     from selfinstruct.config import RunConfig
@@ -61,6 +61,7 @@ def generate(
     decontaminate: Annotated[
         str | None, typer.Option(metavar="FILE[,FILE]", help="Keep out what resembles a task of these evaluation sets.")
     ] = None,
+    profile: options.Profile = None,
     allow_plain_http: Annotated[
         bool | None, typer.Option("--allow-plain-http", help="Let a key go over http to another host.")
     ] = None,
@@ -83,7 +84,8 @@ def generate(
         if dry_run:
             _dry_run(settings, as_json=json)
             return
-        _work(out, settings, as_json=json, teacher_named="teacher" in settings.model_fields_set)
+        with interruptions_told(_resume_command(out)):
+            _work(out, settings, as_json=json, teacher_named="teacher" in settings.model_fields_set)
 
 
 def resume(
@@ -97,6 +99,7 @@ def resume(
     max_tokens: options.MaxTokens = None,
     max_minutes: options.MaxMinutes = None,
     min_acceptance: options.MinAcceptance = None,
+    profile: options.Profile = None,
     json: options.Json = False,
 ) -> None:
     """Go on with the run in OUT as it began; no answer in its journal is asked for again."""
@@ -107,7 +110,8 @@ def resume(
 
         folder.require_run(out)
         recorded = folder.recorded_config(out).model_dump()
-        _work(out, load(None, {}, {**recorded, **flags}).resolve(), as_json=json, teacher_named=True)
+        with interruptions_told(_resume_command(out)):
+            _work(out, load(None, {}, {**recorded, **flags}).resolve(), as_json=json, teacher_named=True)
 
 
 def _seeds_of(out: Path, config: RunConfig) -> list[SeedTask]:
@@ -130,6 +134,10 @@ def _evaluation_of(config: RunConfig) -> list[tuple[str, str]]:
     from selfinstruct.dataset.dedup import texts
 
     return [(str(place), text) for file in config.decontaminate for place, text in texts(Path(file), None)]
+
+
+def _resume_command(out: Path) -> str:
+    return f"selfinstruct resume {shlex.quote(str(out))}"
 
 
 def _work(out: Path, config: RunConfig, *, as_json: bool, teacher_named: bool) -> None:
@@ -163,7 +171,7 @@ def _report(
     out: Path, config: RunConfig, ended: Ended, version: Version | None, *, is_new: bool, as_json: bool
 ) -> None:
     outcome = ended.outcome
-    command = f"selfinstruct resume {shlex.quote(str(out))}"
+    command = _resume_command(out)
     code = {"target": 0, "limit": 4, "signal": 128 + (ended.signal or 2), "fault": 4}[outcome.end]
     if outcome.fault is not None and outcome.end == "fault":
         code = outcome.fault.exit_code

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from selfinstruct.cli import config, dedup, generate, model, runs, seeds
+from selfinstruct.cli import config, dedup, finetune, generate, infer, merge, model, runs, seeds, serve, verify
 
 app = typer.Typer(
     name="selfinstruct",
@@ -53,7 +53,12 @@ def _options(
 
 generate.register(app)
 runs.register(app)
+verify.register(app)
 dedup.register(app)
+finetune.register(app)
+merge.register(app)
+infer.register(app)
+serve.register(app)
 app.add_typer(seeds.app, name="seeds")
 app.add_typer(model.app, name="model")
 app.add_typer(config.app, name="config")

@@ -34,6 +34,10 @@ MinAcceptance = Annotated[
     float | None, typer.Option(help="Stop when a smaller share of the last tasks is accepted [0.01].")
 ]
 Timeout = Annotated[float | None, typer.Option(help="Seconds for one attempt of a request, all in all [300].")]
+Profile = Annotated[
+    bool | None,
+    typer.Option("--profile/--no-profile", help="Publish how near each row is to the seeds and earlier rows."),
+]
 Config = Annotated[Path | None, typer.Option("--config", "-c", metavar="FILE", help="YAML file of settings.")]
 Set = Annotated[
     list[str] | None,

@@ -34,7 +34,7 @@ def publish_run(out: Path, config: RunConfig) -> tuple[Version, bool]:
     with publish_lock(run_folder(out)):
         journal = Journal.read_only(run_folder(out))
         try:
-            return publish_rows(out, journal, target=config.num, validation=config.validation)
+            return publish_rows(out, journal, target=config.num, validation=config.validation, profile=config.profile)
         finally:
             journal.close()
 
@@ -89,6 +89,7 @@ def status(out: options.Out, json: options.Json = False) -> None:
 def publish(
     out: options.Out,
     num: Annotated[int | None, typer.Option("--num", "-n", min=1, help="Publish at most this many rows.")] = None,
+    profile: options.Profile = None,
     json: options.Json = False,
 ) -> None:
     """Make a version of the rows that the run in OUT has now, also while it works."""
@@ -97,7 +98,8 @@ def publish(
 
         folder.require_run(out)
         config = folder.recorded_config(out)
-        version, is_new = publish_run(out, config.model_copy(update={"num": num or config.num}))
+        changed = {"num": num or config.num, "profile": config.profile if profile is None else profile}
+        version, is_new = publish_run(out, config.model_copy(update=changed))
         if json:
             result_json({"version": version.name, "rows": version.rows, "new_version": is_new})
         else:

@@ -6,6 +6,8 @@ returns the rows of another folder of the same name from its cache.
 
 from __future__ import annotations
 
+import hashlib
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,11 +15,18 @@ import yaml
 
 from selfinstruct.dataset.store import SPLITS, Version
 
+FILE_NAME = "README.md"
 _FEATURES: list[dict[str, Any]] = [
     *({"name": name, "dtype": "string"} for name in "id instruction input output method teacher language".split()),
     {"name": "request_no", "dtype": "int32"},
     {"name": "item_no", "dtype": "int32"},
     {"name": "shown_ids", "list": "string"},
+]
+_PROFILE: list[dict[str, Any]] = [
+    {"name": "similarity", "dtype": "float64"},
+    {"name": "nearest_id", "dtype": "string"},
+    {"name": "mean_similarity", "dtype": "float64"},
+    {"name": "most_similar", "list": [{"name": "id", "dtype": "string"}, {"name": "score", "dtype": "float64"}]},
 ]
 
 
@@ -31,7 +40,27 @@ def render(name: str, versions: Sequence[Version]) -> str:
         "task_categories": ["text-generation"],
         "tags": ["self-instruct", "synthetic"],
     }
-    return f"---\n{yaml.safe_dump(head, sort_keys=False, allow_unicode=True)}---\n{_body(name, versions)}"
+    text = f"---\n{yaml.safe_dump(head, sort_keys=False, allow_unicode=True)}---\n{_body(name, versions)}"
+    return text + _signature(text)
+
+
+def is_whole(text: str) -> bool:
+    """True when a card is, to the letter, one that was written."""
+    length = len(_signature(""))
+    return len(text) > length and _signature(text[:-length]) == text[-length:]
+
+
+def _signature(text: str) -> str:
+    return f"\n<!-- SHA-256 of the lines above: {hashlib.sha256(text.encode()).hexdigest()} -->\n"
+
+
+def versions_in(text: str) -> set[str]:
+    """The names of the versions that a card lists."""
+    return set(re.findall(r"^- config_name: (\S+)$", text, re.MULTILINE))
+
+
+def _features(version: Version) -> list[dict[str, Any]]:
+    return [*_FEATURES, *(_PROFILE if version.about.get("profile") else [])]
 
 
 def _config(version: Version, *, default: bool) -> dict[str, Any]:
@@ -49,7 +78,7 @@ def _info(version: Version) -> dict[str, Any]:
         size = sum(shard.bytes for shard in version.shards if shard.split == split)
         if size:
             splits.append({"name": split, "num_bytes": size, "num_examples": version.rows_in(split)})
-    return {"config_name": version.name, "features": _FEATURES, "splits": splits}
+    return {"config_name": version.name, "features": _features(version), "splits": splits}
 
 
 def _body(name: str, versions: Sequence[Version]) -> str:

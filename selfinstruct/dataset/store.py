@@ -1,8 +1,9 @@
 """Versions on disk: immutable folders ``v1``, ``v2``, ... of Parquet shards with a manifest, beside a dataset card.
 
 A version is written into a hidden folder, made durable and renamed: it is there whole or not at all. Shard names carry
-a hash of their content, because the cache of ``load_dataset`` looks at names alone. Readers go through the manifest;
-its name begins with ``_`` so that pandas and pyarrow pass over it.
+a hash of their content, because the cache of ``load_dataset`` looks at names alone. Readers go through the manifest,
+which holds the SHA-256 of every shard and of itself; its name begins with ``_`` so that pandas and pyarrow pass over
+it. Links are never followed inside a dataset.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from selfinstruct import durable
 from selfinstruct.errors import DamagedFile, OutputError, UsageError
 
 MANIFEST = "_manifest.json"
@@ -63,34 +65,42 @@ class Version:
 
 def versions(root: Path) -> list[Version]:
     """All published versions, oldest first."""
+    return [read_version(root, number) for number in numbers(root)]
+
+
+def numbers(root: Path) -> list[int]:
+    """The numbers of the versions that are there, in order; nothing in them is read."""
     try:
-        numbers = sorted(
+        return sorted(
             int(match[1]) for entry in root.iterdir() if (match := _VERSION.fullmatch(entry.name)) and entry.is_dir()
         )
     except OSError as error:
         raise OutputError(f"{root}: cannot be read ({error.strerror or error})") from error
-    return [read_version(root, number) for number in numbers]
 
 
 def find(root: Path, name: str) -> Version:
     """The version called ``name`` ("v2"), or the newest for "latest"."""
-    found = versions(root)
+    found = numbers(root)
     if not found:
         raise UsageError(f"{root}: has no published version", hint=f"selfinstruct publish {root}")
     if name == "latest":
-        return found[-1]
-    for version in found:
-        if version.name == name:
-            return version
-    raise UsageError(f"{root}: has no version {name!r}", hint=f"it has {', '.join(v.name for v in found)}")
+        return read_version(root, found[-1])
+    for number in found:
+        if name == f"v{number}":
+            return read_version(root, number)
+    raise UsageError(f"{root}: has no version {name!r}", hint=f"it has {', '.join(f'v{number}' for number in found)}")
 
 
 def read_version(root: Path, number: int) -> Version:
     """Read a version's manifest; DamagedFile when it is missing or wrong."""
     folder = root / f"v{number}"
     path = folder / MANIFEST
+    for planted in (folder, path):
+        if planted.is_symlink():
+            raise DamagedFile(f"{planted}: is a link, not what was written", hint=_REMEDY)
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        raw = path.read_bytes()
+        found = json.loads(raw)
         shards = tuple(
             Shard(str(s["split"]), str(s["name"]), int(s["rows"]), int(s["bytes"]), str(s["sha256"]))
             for s in found["files"]
@@ -102,7 +112,17 @@ def read_version(root: Path, number: int) -> Version:
         raise DamagedFile(f"{path}: is damaged", hint=_REMEDY) from None
     if not isinstance(about, dict) or not all(_SHARD.fullmatch(s.name) and s.split in SPLITS for s in shards):
         raise DamagedFile(f"{path}: names files that no version has", hint=_REMEDY)
+    if raw != _manifest(shards, about).encode():
+        raise DamagedFile(f"{path}: is not what was written (its SHA-256 differs)", hint=_REMEDY)
     return Version(folder, number, shards, about)
+
+
+def _manifest(shards: Sequence[Shard], about: Mapping[str, Any]) -> str:
+    """The manifest's text: what is said and its SHA-256."""
+    files = [{"split": s.split, "name": s.name, "rows": s.rows, "bytes": s.bytes, "sha256": s.sha256} for s in shards]
+    said = {"about": about, "files": files}
+    digest = hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
+    return json.dumps({**said, "sha256": digest}, indent=2, ensure_ascii=True, sort_keys=True) + "\n"
 
 
 _REMEDY = "remove this version's folder, then: selfinstruct publish"
@@ -111,23 +131,31 @@ _REMEDY = "remove this version's folder, then: selfinstruct publish"
 def verify(version: Version) -> None:
     """Compare every shard with its hash in the manifest; DamagedFile names the first that differs."""
     for shard in version.shards:
-        path = version.folder / shard.name
-        try:
-            if path.is_symlink():
-                raise DamagedFile(f"{path}: is a link, not the file that was written", hint=_REMEDY)
-            with path.open("rb") as stream:
-                seen = hashlib.file_digest(stream, "sha256").hexdigest()
-        except OSError as error:
-            raise DamagedFile(f"{path}: cannot be read ({error.strerror or error})", hint=_REMEDY) from error
-        if seen != shard.sha256:
-            raise DamagedFile(f"{path}: is not what was written (its SHA-256 differs)", hint=_REMEDY)
+        wrong = damage_of(version, shard)
+        if wrong:
+            raise DamagedFile(f"{version.folder / shard.name}: {wrong}", hint=_REMEDY)
+
+
+def damage_of(version: Version, shard: Shard) -> str:
+    """What is wrong with a shard's file, in words; "" for nothing."""
+    path = version.folder / shard.name
+    try:
+        if path.is_symlink():
+            return "is a link, not the file that was written"
+        with path.open("rb") as stream:
+            seen = hashlib.file_digest(stream, "sha256").hexdigest()
+    except OSError as error:
+        return f"cannot be read ({error.strerror or error})"
+    return "" if seen == shard.sha256 else "is not what was written (its SHA-256 differs)"
 
 
 def new_work_folder(root: Path) -> Path:
     """Make a hidden folder for a version in the making, after sweeping those that a killed process left."""
-    for leftover in root.glob(".v*.tmp*"):
+    for leftover in root.glob(".v.tmp*"):
         if leftover.is_dir() and not leftover.is_symlink():
             shutil.rmtree(leftover)
+        else:
+            leftover.unlink()
     folder = root / f".v.tmp{os.getpid()}"
     folder.mkdir()
     return folder
@@ -135,31 +163,10 @@ def new_work_folder(root: Path) -> Path:
 
 def commit(root: Path, work: Path, number: int, shards: Sequence[Shard], about: Mapping[str, Any]) -> Version:
     """Make the work folder version ``number``: all files durable, the manifest last, then one rename."""
-    files = [{"split": s.split, "name": s.name, "rows": s.rows, "bytes": s.bytes, "sha256": s.sha256} for s in shards]
-    text = json.dumps({"about": about, "files": files}, indent=2, ensure_ascii=False, sort_keys=True)
-    write_durably(work / MANIFEST, text + "\n")
     for shard in shards:
-        _sync(work / shard.name)
-    _sync(work)
+        durable.sync(work / shard.name)
+    durable.write_text(work / MANIFEST, _manifest(shards, about))
     target = root / f"v{number}"
     work.rename(target)
-    _sync(root)
+    durable.sync(root)
     return Version(target, number, tuple(shards), about)
-
-
-def write_durably(path: Path, text: str) -> None:
-    """Replace a file by new content, whole or not at all."""
-    temporary = path.with_name(f".{path.name}.tmp{os.getpid()}")
-    temporary.write_text(text, encoding="utf-8", newline="\n")
-    _sync(temporary)
-    temporary.replace(path)
-    _sync(path.parent)
-
-
-def _sync(path: Path) -> None:
-    """Flush a file or folder to the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

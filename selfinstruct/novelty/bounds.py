@@ -33,7 +33,8 @@ class Bounds:
     """need(m, n) for one threshold and lengths up to LONGEST_INDEXED; a row is filled when its length is first met.
 
     `flat[m * 1024 + n]` (uint16) is the least number of common tokens, NEVER where no number suffices; `least[m]` is
-    its minimum over n: a text of m tokens needs at least that many matches with any row.
+    its minimum over n: a text of m tokens needs at least that many matches with any row. `low[m]` is the shortest n
+    that can match, `high[m * 1024 + r]` (uint16) the longest whose need is at most r, 0 without one.
     """
 
     def __init__(self, threshold: float) -> None:
@@ -41,6 +42,8 @@ class Bounds:
         self.flat = np.zeros((LONGEST_INDEXED + 1) ** 2, np.uint16)  # untouched pages stay unmapped
         self.least = np.zeros(LONGEST_INDEXED + 1, np.int64)  # 0: not filled yet
         self.least[0] = NEVER
+        self.low = np.zeros(LONGEST_INDEXED + 1, np.int64)
+        self.high = np.zeros((LONGEST_INDEXED + 1) ** 2, np.uint16)
         self._lengths = np.arange(1, LONGEST_INDEXED + 1, dtype=np.int64)
 
     def prepare(self, m: int) -> None:
@@ -52,3 +55,7 @@ class Bounds:
         self.flat[m * (LONGEST_INDEXED + 1) + 1 : (m + 1) * (LONGEST_INDEXED + 1)] = need
         self.flat[m * (LONGEST_INDEXED + 1)] = NEVER
         self.least[m] = need.min()
+        self.low[m] = np.argmax(need < NEVER) + 1
+        from_here_on = np.minimum.accumulate(need[::-1])[::-1]
+        reachable = np.searchsorted(from_here_on, np.arange(LONGEST_INDEXED + 1), side="right")
+        self.high[m * (LONGEST_INDEXED + 1) : (m + 1) * (LONGEST_INDEXED + 1)] = reachable

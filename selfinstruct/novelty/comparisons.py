@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import accumulate, pairwise
 
 import numpy as np
+import numpy.typing as npt
 from rapidfuzz.distance import LCSseq
 from rapidfuzz.process import cdist
 
@@ -21,6 +23,14 @@ Row = str | list[int]
 
 def row_of(ids: list[int]) -> Row:
     return ids if max(ids, default=0) >= _CODE_POINTS else "".join(map(chr, ids))
+
+
+def rows_of(ids: list[list[int]], flat: npt.NDArray[np.int64]) -> list[Row]:
+    """`row_of` each text; `flat` (sum of lengths,) has all their token ids."""
+    if len(flat) and flat.max() >= _CODE_POINTS:
+        return [row_of(text) for text in ids]
+    joined, ends = flat.astype("<u4").tobytes().decode("utf-32-le", "surrogatepass"), accumulate(map(len, ids))
+    return [joined[start:end] for start, end in pairwise([0, *ends])]
 
 
 def common_tokens(text: Row, candidates: Sequence[int], rows: Sequence[Row]) -> list[int]:

@@ -1,12 +1,15 @@
 """The numpy engine's index: rows that share a rare token with a text, at ranks and places that allow enough matches.
 
-`_core.c` explains the bounds. A posting packs row (32 bits), n, the tokens that remain from its rank on, and its
-position in the row (10 bits each) into 64 bits. Lists are `array` objects: they grow in place, and numpy reads them.
+`_core.c` explains the bounds. A posting packs row (32 bits), its position in the row, the tokens that
+remain from its rank on, and n (10 bits each) into 64 bits. Lists are `array` objects: they grow in place, and numpy
+reads them. Long ones are sorted, so by n, when the order is frozen: bisection then finds the lengths that can match.
 """
 
 from __future__ import annotations
 
 from array import array
+from bisect import bisect_left
+from collections.abc import Iterator
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -16,6 +19,8 @@ import numpy.typing as npt
 from selfinstruct.novelty.bounds import LONGEST_INDEXED, Bounds, Numbers
 
 _BLOCK = 65536  # rows posted together when the order is frozen: 5 MB of scratch memory each
+_SORTED_FROM = 256  # postings; two bisections cost about as much as sieving that many
+_SIEVED = 32768  # postings sieved together: their arrays stay in the second-level cache
 # Order of the frozen tokens, from rare to common; tokens met later count down from here, as they are rarer than all.
 _FIRST_FROZEN = 2**31
 
@@ -62,7 +67,7 @@ class Prefixes(NamedTuple):
 
     def postings(self, rows: Numbers) -> Words:
         """(len(text),) postings of these ranks; `rows` holds the row of each element."""
-        packed = rows | self.length << 32 | self.remaining << 42 | self.place << 52
+        packed = rows | self.place << 32 | self.remaining << 42 | self.length << 52
         return packed.view(np.uint64)
 
     def take(self, chosen: Numbers) -> Prefixes:
@@ -80,8 +85,8 @@ class Pairs(NamedTuple):
         return Pairs(self.text[chosen], self.row[chosen], self.need[chosen])
 
 
-_ROW_BITS, _ROW_MASK = np.uint64(32), np.uint64(0xFFFFFFFF)
-_TEN, _TEN_BITS = np.uint64(10), np.uint64(LONGEST_INDEXED)
+_ROW_MASK, _TEN_BITS = np.uint64(0xFFFFFFFF), np.uint64(LONGEST_INDEXED)
+_PLACE_SHIFT, _REMAINING_SHIFT, _LENGTH_SHIFT = np.uint64(32), np.uint64(42), np.uint64(52)
 _NOTHING_FOUND = np.zeros(0, np.uint64), np.zeros(0, np.uint16)
 _NO_NUMBERS = np.zeros(0, np.int64)
 NO_PAIRS = Pairs(_NO_NUMBERS, _NO_NUMBERS, _NO_NUMBERS)
@@ -94,6 +99,7 @@ class PrefixIndex:
         self._bounds = bounds
         self._order = array("q")
         self._postings: list[array[int]] = []
+        self._sorted: list[int] = []  # the first so many postings of each token
         self._fresh = 0  # tokens met since the order was frozen
         self.frozen_rows = 0
 
@@ -105,6 +111,7 @@ class PrefixIndex:
             self._order.extend(range(newest - 1, newest - 1 - new, -1))
             self._fresh += new
             self._postings.extend(array("Q") for _ in range(new))
+            self._sorted.extend([0] * new)
 
     def prefixes(self, flat: Numbers, lengths: Numbers) -> Prefixes:
         """The indexed ranks of texts; `flat` (sum of lengths,) has their token ids."""
@@ -138,25 +145,42 @@ class PrefixIndex:
         if not filled:
             return _NOTHING_FOUND
         postings = np.concatenate(filled)
-        head = postings >> _ROW_BITS
-        need = self._bounds.flat[len(ids) << 10 :][(head & _TEN_BITS).view(np.int64)]
+        need = self._bounds.flat[len(ids) << 10 :][(postings >> _LENGTH_SHIFT).view(np.int64)]
         counts = list(map(len, lists))
         remaining = np.arange(len(ids), len(ids) - len(lists), -1).astype(np.uint64).repeat(counts)
-        passing = (np.minimum((head >> _TEN) & _TEN_BITS, remaining) >= need).nonzero()[0]
+        passing = (np.minimum((postings >> _REMAINING_SHIFT) & _TEN_BITS, remaining) >= need).nonzero()[0]
         return postings[passing] & _ROW_MASK, need[passing]
 
     def post_one(self, ids: list[int], places: list[int], row: int) -> None:
         """Adds the ranks of one text."""
-        packed = row | len(ids) << 32
+        packed = row | len(ids) << 52
         for rank, place in enumerate(places):
-            self._postings[ids[place]].append(packed | (len(ids) - rank) << 42 | place << 52)
+            self._postings[ids[place]].append(packed | (len(ids) - rank) << 42 | place << 32)
 
     def search(self, prefixes: Prefixes) -> Pairs:
         """The posted rows within the bounds of each text; a pair may come more than once."""
-        lists = [self._postings[token] for token in prefixes.token.tolist()]
+        lists = self._possible_lengths(prefixes)
         counts = np.fromiter(map(len, lists), np.int64, len(lists))
-        filled = [np.frombuffer(postings, np.uint64) for postings in lists if postings]
-        return self._sieve(np.concatenate(filled), counts, prefixes) if filled else NO_PAIRS
+        found = []
+        for start, end in _batches(np.cumsum(counts)):
+            postings = np.frombuffer(b"".join(lists[start:end]), np.uint64)  # cheaper than a numpy view of each list
+            some = Prefixes(*(column[start:end] for column in prefixes))
+            found.append(self._sieve(postings, counts[start:end], some))
+        return Pairs(*map(np.concatenate, zip(*found, strict=True))) if found else NO_PAIRS
+
+    def _possible_lengths(self, prefixes: Prefixes) -> list[array[int]]:
+        """For each element the postings of its token; where they are many, without the lengths that cannot match."""
+        lists = [self._postings[token] for token in prefixes.token.tolist()]
+        long = [e for e, postings in enumerate(lists) if len(postings) >= _SORTED_FROM]
+        if long:
+            some = prefixes.take(np.array(long))
+            lows = self._bounds.low[some.length].tolist()
+            highs = self._bounds.high[some.length << 10 | some.remaining].tolist()
+            for e, token, low, high in zip(long, some.token.tolist(), lows, highs, strict=True):
+                postings, end = lists[e], self._sorted[token]
+                first = bisect_left(postings, low << 52, 0, end)
+                lists[e] = postings[first : bisect_left(postings, high + 1 << 52, first, end)] + postings[end:]
+        return lists
 
     def join(self, prefixes: Prefixes) -> Pairs:
         """The pairs (text, earlier text) within the bounds, as `search` gives them for texts that are posted."""
@@ -173,18 +197,17 @@ class PrefixIndex:
 
     def _sieve(self, postings: Words, counts: Numbers, prefixes: Prefixes) -> Pairs:
         """The postings that pass the bounds; counts[e] consecutive ones are for element e of `prefixes`."""
-        head = (postings >> _ROW_BITS).astype(np.uint32)
-        n = head & np.uint32(LONGEST_INDEXED)
+        n = (postings >> _LENGTH_SHIFT).view(np.int64)
         need = self._bounds.flat[np.repeat(prefixes.length << 10, counts) + n]
-        remaining = (head >> np.uint32(10)) & np.uint32(LONGEST_INDEXED)
+        remaining = (postings >> _REMAINING_SHIFT) & _TEN_BITS
         passing = np.flatnonzero((remaining >= need) & (np.repeat(prefixes.remaining, counts) >= need))
         element = np.searchsorted(np.cumsum(counts), passing, side="right")
-        postings, n, need = postings[passing], n[passing].astype(np.int64), need[passing].astype(np.int64)
-        place, other = prefixes.place[element], (postings >> np.uint64(52)).astype(np.int64)
+        postings, n, needed = postings[passing], n[passing], need[passing].astype(np.int64)
+        place, other = prefixes.place[element], ((postings >> _PLACE_SHIFT) & _TEN_BITS).view(np.int64)
         after = np.minimum(prefixes.length[element] - 1 - place, n - 1 - other)
-        passing = np.flatnonzero(np.minimum(place, other) + 1 + after >= need)
+        passing = np.flatnonzero(np.minimum(place, other) + 1 + after >= needed)
         row = (postings[passing] & _ROW_MASK).astype(np.int64)
-        return Pairs(prefixes.text[element[passing]], row, need[passing])
+        return Pairs(prefixes.text[element[passing]], row, needed[passing])
 
     def post(self, prefixes: Prefixes, rows: Numbers) -> None:
         """Adds ranks; `rows` holds the row of each element."""
@@ -200,12 +223,17 @@ class PrefixIndex:
         self._order = array("q", order.tobytes())
         self._fresh = 0
         self._postings = [array("Q") for _ in self._postings]
+        self._sorted = [0] * len(self._postings)
         self.frozen_rows = len(lengths)
         ends = np.cumsum(lengths)
         for start in range(0, len(lengths), _BLOCK):
             some = lengths[start : start + _BLOCK]
             begin = int(ends[start] - lengths[start])
             self._post_sorted(self.prefixes(flat[begin : begin + int(some.sum())], some), start)
+        for token, postings in enumerate(self._postings):
+            if len(postings) >= _SORTED_FROM:
+                np.frombuffer(postings, np.uint64).sort()
+                self._sorted[token] = len(postings)
 
     def _post_sorted(self, prefixes: Prefixes, first_row: int) -> None:
         """`post` for many rows at once: one append a token rather than a posting."""
@@ -214,3 +242,12 @@ class PrefixIndex:
         starts = np.flatnonzero(np.diff(by_token.token, prepend=-1)).tolist()
         for start, end in pairwise([*starts, len(packed)]):
             self._postings[int(by_token.token[start])].frombytes(packed[start:end].tobytes())
+
+
+def _batches(ends: Numbers) -> Iterator[tuple[int, int]]:
+    """Cuts elements with cumulated counts `ends` into stretches of about _SIEVED postings; none if all are empty."""
+    start, before = 0, 0
+    while start < len(ends) and before < ends[-1]:
+        end = max(int(np.searchsorted(ends, before + _SIEVED, side="right")), start + 1)
+        yield start, end
+        start, before = end, int(ends[end - 1])

@@ -14,7 +14,7 @@ import numpy as np
 
 from selfinstruct.novelty.answers import Novelty, Profile
 from selfinstruct.novelty.bounds import LONGEST_INDEXED, Bounds, Numbers, least_matches_many
-from selfinstruct.novelty.comparisons import Best, Row, common_tokens, row_of
+from selfinstruct.novelty.comparisons import Best, Row, common_tokens, row_of, rows_of
 from selfinstruct.novelty.prefixes import Growing, Pairs, Prefixes, PrefixIndex
 from selfinstruct.novelty.rouge import f_measure, least_matches
 from selfinstruct.novelty.signatures import WIDE_FROM, Bags, Signatures, bag_of, possible, sign
@@ -37,6 +37,7 @@ class _Chunk(NamedTuple):
     """Texts of up to LONGEST_INDEXED tokens that are searched together."""
 
     ids: list[list[int]]
+    rows: list[Row]
     flat: Numbers  # (sum of lengths,) token ids
     lengths: Numbers  # (t,)
     bags: Bags
@@ -116,7 +117,7 @@ class VectorizedEngine:
         self._index.meet_tokens(len(self._vocabulary))
         lengths = np.fromiter(map(len, ids), np.int64, len(ids))
         flat = np.array([token for text in ids for token in text], np.int64)
-        return _Chunk(ids, flat, lengths, sign(flat, lengths), self._index.prefixes(flat, lengths))
+        return _Chunk(ids, rows_of(ids, flat), flat, lengths, sign(flat, lengths), self._index.prefixes(flat, lengths))
 
     def _offer_one(self, ids: list[int]) -> Novelty:
         """A text alone: 76 us at a pool of 52K, where a chunk of one took 220."""
@@ -133,7 +134,7 @@ class VectorizedEngine:
         if best.row < 0:
             self._index.post_one(ids, places, len(self))
             self._signatures.append(bag)
-            self._append_tokens(ids)
+            self._append_tokens(ids, row_of(ids))
             self._freeze_if_due()
         return best.answer()
 
@@ -166,16 +167,17 @@ class VectorizedEngine:
         bests = [Best() for _ in chunk.ids]
         pairs = possible(self._index.search(chunk.prefixes), chunk.bags, self._signatures.rows)
         for text, needed in _by_text(pairs):
-            bests[text].compare(row_of(chunk.ids[text]), needed, self._rows)
-        for ids, best in zip(chunk.ids, bests, strict=True):
-            self._compare_with_overlong(ids, best)
+            bests[text].compare(chunk.rows[text], needed, self._rows)
+        if self._overlong:
+            for ids, best in zip(chunk.ids, bests, strict=True):
+                self._compare_with_overlong(ids, best)
         return bests
 
     def _search_among(self, chunk: _Chunk, rejected: list[bool]) -> dict[int, list[tuple[int, float]]]:
         """By text: the earlier texts that the pool does not reject, with an F above the threshold, and that F."""
         pairs = self._index.join(chunk.prefixes)
         pairs = possible(pairs.take(np.flatnonzero(~np.array(rejected)[pairs.row])), chunk.bags, chunk.bags)
-        rows = [row_of(ids) for ids in chunk.ids] if len(pairs.row) else []
+        rows = chunk.rows
         found: dict[int, list[tuple[int, float]]] = {}
         for text, needed in _by_text(pairs):
             for earlier, matches in zip(needed, common_tokens(rows[text], list(needed), rows), strict=True):
@@ -208,16 +210,16 @@ class VectorizedEngine:
         self._index.post(chunk.prefixes.take(entering), posted[entering])
         self._signatures.extend(chunk.bags, chosen)
         for text in chosen.tolist():
-            self._append_tokens(chunk.ids[text])
+            self._append_tokens(chunk.ids[text], chunk.rows[text])
         self._freeze_if_due()
 
     def _append_overlong(self, ids: list[int]) -> None:
         self._overlong.append(len(self))
         self._signatures.append(0)
-        self._append_tokens(ids)
+        self._append_tokens(ids, row_of(ids))
 
-    def _append_tokens(self, ids: list[int]) -> None:
-        self._rows.append(row_of(ids))
+    def _append_tokens(self, ids: list[int], row: Row) -> None:
+        self._rows.append(row)
         self._lengths.append(len(ids))
         self._tokens.extend(ids)
 

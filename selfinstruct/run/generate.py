@@ -15,20 +15,20 @@ from dataclasses import dataclass
 from typing import Literal
 
 from selfinstruct.backends.base import Backend
-from selfinstruct.errors import EnvironmentFault, PromptRefused, SelfInstructError, Stopped
+from selfinstruct.errors import EnvironmentFault, PromptRefused, SelfInstructError, Stopped, TransientFault
 from selfinstruct.methods.base import Method
 from selfinstruct.quality.gate import Gate
 from selfinstruct.records import Completion, Loss, Prompt, Reading
 from selfinstruct.run.journal import Journal, Judged
-from selfinstruct.run.limits import Limits, Spent
+from selfinstruct.run.limits import Limits, Spent, requests_needed
 from selfinstruct.run.pool import Pool
 from selfinstruct.run.progress import Observer, Snapshot
 
 _GRACE_SECONDS = 8.0  # for requests in flight when the run ends: they are paid for
 _REFRESH_SECONDS = 1.0
-_JUDGED_AT_ONCE = 16  # then the event loop gets its turn, also while a long journal is replayed
-_TRUSTED_REQUESTS = 8  # as many answers it takes to weigh as much as what the prompt asks for
-_REFUSALS_TO_GIVE_UP = 8  # when the first answers are all refusals, the settings are wrong and not the prompts
+_WORRY_SECONDS = 5.0  # no answer for so long: say what is being waited for
+_TURN_SECONDS = 0.005  # of judging, then the event loop gets its turn: a pause asked for is to be seen at once
+_MOST_REFUSALS_AT_FIRST, _MOST_REFUSALS_IN_A_ROW = 8, 32  # then the settings or the server are wrong, not the prompts
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,11 +71,12 @@ class Generation:
         self._tasks: set[asyncio.Task[None]] = set()
         self._news = asyncio.Event()
         self._fault: SelfInstructError | None = None
-        self._signalled = False
+        self._signalled = self._halted = False
         self._spent = Spent()
-        self._refused = 0
+        self._refused_in_a_row = 0
+        self._answered = False  # by this command, by any text at all
         self._trouble = ""
-        self._start = time.monotonic()
+        self._start = self._news_at = time.monotonic()
 
     def interrupt(self) -> None:
         """End soon: send nothing more, keep what is in flight; at the second call end at once. For signal handlers."""
@@ -83,11 +84,17 @@ class Generation:
             for task in self._tasks:
                 task.cancel()
         self._signalled = True
+        self._halt()
         self._news.set()
 
-    def complain(self, error: SelfInstructError) -> None:
-        """Show that a request has to be repeated."""
-        self._trouble = f"retrying: {error.message[:80]}"
+    def complain(self, trouble: str) -> None:
+        """Show what is being waited for, until the next answer."""
+        self._trouble = trouble
+
+    def _halt(self) -> None:
+        """Send nothing more; what is on its way may arrive."""
+        self._halted = True
+        self._backend.halt()
 
     async def run(self) -> Outcome:
         """Work until the end; every answer received is in the journal when this returns."""
@@ -132,13 +139,16 @@ class Generation:
         over = self._limits.saturated()
         if not over and not self._tasks and self._judged not in self._stored:
             over = self._limits.budget(self._spent)
+        elif not over and self._limits.seconds_left() == 0:
+            self._halt()  # what waits for its turn or for another attempt; what is on its way may arrive
         return ("limit", over) if over else None
 
     def _send(self) -> None:
         """Start requests while there is room in the window, a slot, a budget and a need."""
+        needed = requests_needed(self._target - len(self._pool), self._kept_after, self._method.tasks_per_request)
         while len(self._tasks) < self._concurrency and self._next < self._judged + self._lag:
             if self._next not in self._stored:
-                if self._limits.budget(self._spent) or self._next - self._judged >= self._needed():
+                if self._limits.budget(self._spent) or self._next - self._judged >= needed:
                     return
                 self._spent.requests += 1
                 prompt = self._prompt(self._next)
@@ -147,15 +157,6 @@ class Generation:
                 self._tasks.add(task)
                 task.add_done_callback(self._tasks.discard)
             self._next += 1
-
-    def _needed(self) -> float:
-        """How many more requests the target asks for, by the yield so far: what is sent beyond that is paid in vain.
-
-        Until answers say otherwise a request is taken to give all the tasks that it asks for.
-        """
-        judged, kept = self._judged, len(self._pool)
-        expected = (kept + _TRUSTED_REQUESTS * self._method.tasks_per_request) / (judged + _TRUSTED_REQUESTS)
-        return (self._target - kept) / max(expected, 0.01)
 
     def _prompt(self, number: int) -> Prompt:
         kept = self._kept_after[max(0, number + 1 - self._lag)]
@@ -167,12 +168,14 @@ class Generation:
             completion = await self._answer(prompt)
             await self._journal.record_answer(prompt, completion)
         except SelfInstructError as error:
-            self._fault = self._fault or _ends_run(error)
+            if not (self._halted and isinstance(error, Stopped | TransientFault)):
+                self._fault = self._fault or _ends_run(error)
         else:
             self._spent.tokens += completion.prompt_tokens + completion.completion_tokens
             self._spent.tokens_written += completion.completion_tokens
             self._ready[prompt.request_no] = completion
             self._trouble = ""
+            self._news_at = time.monotonic()
         finally:
             self._news.set()
 
@@ -180,15 +183,19 @@ class Generation:
         try:
             completion = await self._backend.complete(prompt)
         except PromptRefused as error:
-            self._refused += 1
-            if self._refused >= _REFUSALS_TO_GIVE_UP and self._refused == self._spent.requests - len(self._tasks) + 1:
+            self._refused_in_a_row += 1
+            limit = _MOST_REFUSALS_IN_A_ROW if self._answered else _MOST_REFUSALS_AT_FIRST
+            if self._refused_in_a_row >= limit:
                 raise
             return Completion(prompt.request_no, error.reason, "refused", model=self._backend.name)
+        self._answered = True
+        self._refused_in_a_row = 0
         return completion
 
     async def _judge_ready(self) -> tuple[Literal["target", "limit", "signal", "fault"], str] | None:
         """Judge all requests whose turn has come; what ended the run, if the target or saturation did on the way."""
-        for count in range(1 << 62):
+        turn = time.monotonic()
+        while True:
             number = self._judged
             if len(self._pool) >= self._target or self._signalled or self._limits.saturated():
                 return self._ended()
@@ -202,14 +209,14 @@ class Generation:
                 return None
             self._judge(prompt, completion)
             self._next = max(self._next, self._judged)
-            if count % _JUDGED_AT_ONCE == _JUDGED_AT_ONCE - 1:
+            if time.monotonic() - turn > _TURN_SECONDS:
                 self._show()
                 await asyncio.sleep(0)
-        return None
+                turn = time.monotonic()
 
     def _judge(self, prompt: Prompt, completion: Completion) -> None:
         if completion.finish == "refused":
-            reading = Reading(losses=(Loss(prompt.request_no, 0, "refused by the teacher", completion.text),))
+            reading = Reading(losses=(Loss(prompt.request_no, 0, f"refused: {completion.text}"),))
         else:
             reading = self._method.parse(prompt, completion)
         verdicts = tuple(self._gate.judge(draft) for draft in reading.drafts)
@@ -228,11 +235,20 @@ class Generation:
 
     async def _drain(self) -> None:
         """Let the requests in flight arrive, for a bounded time; a second signal cuts it short."""
+        self._halt()
         if self._tasks:
             _, late = await asyncio.wait(set(self._tasks), timeout=_GRACE_SECONDS)
             for task in late:
                 task.cancel()
             await asyncio.gather(*late, return_exceptions=True)
+
+    def _waiting(self) -> str:
+        """What the run waits for, in words; "" while all goes well."""
+        said = [self._trouble] if self._trouble else []
+        silent = time.monotonic() - self._news_at
+        if self._tasks and silent >= _WORRY_SECONDS:
+            said.append(f"no answer for {silent:.0f} s, first in line is request {self._judged}")
+        return "; ".join(said)
 
     def _show(self) -> None:
         elapsed = max(time.monotonic() - self._start, 0.001)
@@ -244,7 +260,7 @@ class Generation:
                 in_flight=len(self._tasks),
                 tokens_per_second=self._spent.tokens_written / elapsed,
                 acceptance=self._limits.acceptance,
-                trouble=self._trouble,
+                trouble=self._waiting(),
             )
         )
 

@@ -1,7 +1,8 @@
 """The journal: every answer that was paid for, durable before anything looks at it, and what was made of it.
 
 SQLite in WAL mode with ``synchronous=FULL``; one thread writes (``writer.py``). The dataset is a function of seeds,
-identity and these tables alone.
+identity and these tables alone. Every record has a checksum, and the file of an ended run has a seal: whoever opens a
+journal reads it whole first, unless the seal is good (``audit.py``, ``seal.py``).
 """
 
 from __future__ import annotations
@@ -10,18 +11,26 @@ import asyncio
 import hashlib
 import json
 import sqlite3
-import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
-from selfinstruct.errors import DamagedFile, OutputError
+from selfinstruct import durable
+from selfinstruct.errors import DamagedFile
 from selfinstruct.records import Completion, Draft, Finish, Prompt, Reading, Row, SeedTask, Verdict, row_id
-from selfinstruct.run.migrations import MIGRATIONS, migrate, version
-from selfinstruct.run.writer import GroupWriter, Statement, connect, sqlite_errors
+from selfinstruct.run import seal
+from selfinstruct.run.audit import forget_judgements, is_sealed, require_answers
+from selfinstruct.run.counts import counts
+from selfinstruct.run.migrations import check_version, migrate, require_current
+from selfinstruct.run.seal import checksum
+from selfinstruct.run.writer import GroupWriter, Statement, connect, get_meta, set_meta, sqlite_errors
 
 FILE_NAME = "journal.sqlite"
+_SEAL_MILLISECONDS = 2000  # a signal ends a run within seconds, readers or not
+_ITEM = itemgetter(1)
+_PUT_ANSWER = "INSERT OR REPLACE INTO answers VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,40 +43,52 @@ class Judged:
 
 
 class Journal:
-    """The record of one run. ``create`` makes it, ``open`` continues it, ``read_only`` looks at it while it grows."""
+    """The record of one run.
 
-    def __init__(self, path: Path, connection: sqlite3.Connection, writer: GroupWriter | None) -> None:
+    ``create`` makes it and ``open`` continues it; ``begin`` must follow before anything is recorded. ``read_only``
+    looks at it, also while it grows. ``mended`` says what was damaged and is being worked out again ("": nothing).
+    """
+
+    def __init__(self, path: Path, connection: sqlite3.Connection, *, mended: str = "", is_sound: bool = True) -> None:
         self.path = path
+        self.mended = mended
+        self._is_sound = is_sound
         self._connection = connection
-        self._writer = writer
+        self._writer: GroupWriter | None = None
 
     @classmethod
-    def create(cls, folder: Path, *, identity: dict[str, Any], seeds: Sequence[SeedTask]) -> Journal:
-        """Make the journal of a new run. It appears under its name only when it is whole."""
+    def create(cls, folder: Path, *, identity: Mapping[str, Any], seeds: Sequence[SeedTask]) -> Journal:
+        """Make the journal of a new run. It appears under its name only when it is whole and on the disk."""
         path, unfinished = folder / FILE_NAME, folder / f"{FILE_NAME}.new"
+        tasks = [[s.task_id, s.instruction, s.input, s.output, s.is_classification] for s in seeds]
         with sqlite_errors(path):
             for leftover in folder.glob(f"{unfinished.name}*"):
                 leftover.unlink()
             connection = sqlite3.connect(unfinished, isolation_level=None)
             migrate(connection)
-            tasks = [[s.task_id, s.instruction, s.input, s.output, s.is_classification] for s in seeds]
-            meta = {"identity": json.dumps(identity, sort_keys=True), "seeds": json.dumps(tasks, ensure_ascii=False)}
-            connection.execute("BEGIN")
-            connection.executemany("INSERT INTO meta VALUES (?, ?)", meta.items())
-            connection.execute("COMMIT")
+            set_meta(connection, identity=json.dumps(identity, sort_keys=True), seeds=json.dumps(tasks))
+            connection.execute("PRAGMA journal_mode=WAL")
             connection.close()
+            durable.sync(unfinished)
             unfinished.replace(path)
+            durable.sync(folder)
         return cls.open(folder)
 
     @classmethod
     def open(cls, folder: Path) -> Journal:
-        """Open the journal of a run to go on with it."""
-        path = folder / FILE_NAME
+        """Open the journal of a run to go on with it: mended where that can be done, else DamagedFile."""
+        path, mended = folder / FILE_NAME, ""
         with sqlite_errors(path):
             connection = connect(path, "rw")
-            _check_version(path, connection)
+            check_version(path, connection)
+            sealed = is_sealed(path, connection)
             migrate(connection)
-            return cls(path, connection, GroupWriter(path))
+            if not sealed:
+                first = require_answers(path, connection)
+                if first is not None:
+                    forget_judgements(connection, first)
+                    mended = f"{path}: what was made of the answers from {first} on was damaged; it is worked out again"
+            return cls(path, connection, mended=mended)
 
     @classmethod
     def read_only(cls, folder: Path) -> Journal:
@@ -75,17 +96,42 @@ class Journal:
         path = folder / FILE_NAME
         with sqlite_errors(path):
             connection = connect(path, "ro")
-            _check_version(path, connection)
-        return cls(path, connection, None)
+            check_version(path, connection)
+        return cls(path, connection, is_sound=False)
+
+    def begin(self, settings: Mapping[str, Any]) -> None:
+        """Note the settings that the run is now worked on with, break the seal, and be ready to record."""
+        with sqlite_errors(self.path):
+            set_meta(self._connection, settings=json.dumps(settings), state="open")
+            seal.remove(self.path)
+            self._writer = GroupWriter(self.path)
 
     def identity(self) -> dict[str, Any]:
         """The settings that decide the rows, as recorded when the run began."""
-        found: dict[str, Any] = json.loads(self._meta("identity"))
-        return found
+        return dict(json.loads(self._meta("identity") or "{}"))
 
     def seeds(self) -> list[SeedTask]:
         """The seed tasks of the run: it goes on with these, wherever their file is now."""
-        return [SeedTask(*task) for task in json.loads(self._meta("seeds"))]
+        return [SeedTask(*task) for task in json.loads(self._meta("seeds") or "[]")]
+
+    def require_sound(self) -> None:
+        """Raise when anything in the journal is not what was written, or of an old schema; looked for once."""
+        if self._is_sound:
+            return
+        with sqlite_errors(self.path):
+            require_current(self.path, self._connection)
+            if not is_sealed(self.path, self._connection):
+                first = require_answers(self.path, self._connection)
+                if first is not None:
+                    raise DamagedFile(
+                        f"{self.path}: what was made of the answers from {first} on is damaged; the answers are good",
+                        hint=f"it is worked out again by: selfinstruct resume {self.path.parent.parent}",
+                    )
+        self._is_sound = True
+
+    def settings(self) -> dict[str, Any] | None:
+        """All settings that the run was last worked on with; None in a journal of schema 1."""
+        return json.loads(found) if (found := self._meta("settings")) else None
 
     async def record_answer(self, prompt: Prompt, completion: Completion) -> None:
         """Write an answer down; returns when it is on the disk."""
@@ -99,19 +145,17 @@ class Journal:
             completion.prompt_tokens,
             completion.cached_tokens,
             completion.completion_tokens,
-            completion.seconds,
+            float(completion.seconds),
             completion.attempts,
         )
-        await self._put(
-            [("INSERT OR REPLACE INTO answers VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", [(*values, _crc(values))])]
-        )
+        await self._put([(_PUT_ANSWER, [(*values, checksum(values))])])
 
     def answer(self, prompt: Prompt) -> Completion | None:
         """The stored answer to this very prompt, None without; DamagedFile when it is not what was stored."""
         row = self._one("SELECT * FROM answers WHERE request_no = ?", (prompt.request_no,))
         if row is None:
             return None
-        if _crc(row[:-1]) != row[-1]:
+        if checksum(row[:-1]) != row[-1]:
             raise DamagedFile(
                 f"{self.path}: the answer to request {prompt.request_no} is not what was written",
                 hint="restore the file from a copy; nothing was changed",
@@ -125,7 +169,7 @@ class Journal:
         """Queue what became of a request, as one transaction. It can be worked out again, so nobody waits for it."""
         number = judged.request_no
         accepted = sum(1 for _, verdict in judged.verdicts if verdict.accepted)
-        drafts = [
+        drafts: list[tuple[Any, ...]] = [
             (
                 number,
                 draft.item_no,
@@ -133,27 +177,28 @@ class Journal:
                 draft.input,
                 draft.output,
                 " ".join(draft.repairs),
-                verdict.accepted,
+                int(verdict.accepted),
                 verdict.rule,
                 verdict.detail,
-                verdict.score,
+                None if verdict.score is None else float(verdict.score),
                 verdict.nearest_id,
             )
             for draft, verdict in judged.verdicts
         ]
         losses = [(number, loss.item_no, loss.reason, loss.detail) for loss in judged.reading.losses]
+        made = [number, len(drafts), accepted, sorted(drafts, key=_ITEM), sorted(losses, key=_ITEM)]
         self._writing.put(
             [
                 ("INSERT INTO drafts VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", drafts),
                 ("INSERT INTO losses VALUES (?, ?, ?, ?)", losses),
-                ("INSERT INTO judged VALUES (?, ?, ?)", [(number, len(drafts), accepted)]),
+                ("INSERT INTO judged VALUES (?, ?, ?, ?)", [(number, len(drafts), accepted, checksum(made))]),
             ],
             wait=False,
         )
 
     def judged(self) -> list[tuple[int, int]]:
         """Drafts and accepted drafts of every judged request, in order."""
-        return [(row[1], row[2]) for row in self._all("SELECT * FROM judged ORDER BY request_no")]
+        return self._all("SELECT drafts, accepted FROM judged ORDER BY request_no")
 
     def answered_beyond(self, request_no: int) -> set[int]:
         """Numbers of stored answers from ``request_no`` on."""
@@ -165,65 +210,61 @@ class Journal:
             "SELECT request_no, item_no, instruction, input, output FROM drafts WHERE accepted "
             "ORDER BY request_no, item_no LIMIT ?"
         )
-        for row in self._connection.execute(sql, (limit,)):
-            yield Draft(*row)
+        with sqlite_errors(self.path):
+            for row in self._connection.execute(sql, (limit,)):
+                yield Draft(*row)
 
     def rows(self, limit: int) -> Iterator[Row]:
         """The first ``limit`` rows of the dataset."""
+        self.require_sound()
         identity = self.identity()
         sql = (
             "SELECT d.request_no, d.item_no, d.instruction, d.input, d.output, a.shown_ids FROM drafts d "
             "JOIN answers a USING (request_no) WHERE d.accepted ORDER BY d.request_no, d.item_no LIMIT ?"
         )
-        for number, item, instruction, given, output, shown in self._connection.execute(sql, (limit,)):
-            yield Row(
-                id=row_id(instruction, given),
-                instruction=instruction,
-                input=given,
-                output=output,
-                method=identity["method"],
-                teacher=identity["teacher"],
-                language=identity["language"],
-                request_no=number,
-                item_no=item,
-                shown_ids=tuple(json.loads(shown)),
-            )
+        with sqlite_errors(self.path):
+            for number, item, instruction, given, output, shown in self._connection.execute(sql, (limit,)):
+                yield Row(
+                    id=row_id(instruction, given),
+                    instruction=instruction,
+                    input=given,
+                    output=output,
+                    method=identity["method"],
+                    teacher=identity["teacher"],
+                    language=identity["language"],
+                    request_no=number,
+                    item_no=item,
+                    shown_ids=tuple(json.loads(shown)),
+                )
 
     def counts(self) -> dict[str, Any]:
         """Figures of the whole run: requests, tokens, drafts, what was turned down and why."""
-        answered, prompt, cached, completion, attempts = self._one(
-            "SELECT COUNT(*), TOTAL(prompt_tokens), TOTAL(cached_tokens), TOTAL(completion_tokens), TOTAL(attempts) "
-            "FROM answers"
-        ) or (0, 0, 0, 0, 0)
-        judged, drafts, accepted = self._one("SELECT COUNT(*), TOTAL(drafts), TOTAL(accepted) FROM judged") or (0, 0, 0)
-        rejected = self._all("SELECT rule, COUNT(*) FROM drafts WHERE NOT accepted GROUP BY rule ORDER BY 2 DESC, 1")
-        lost = self._all("SELECT reason, COUNT(*) FROM losses GROUP BY reason ORDER BY 2 DESC, 1")
-        repaired = self._all(
-            "SELECT repairs, COUNT(*) FROM drafts WHERE repairs <> '' GROUP BY repairs ORDER BY 2 DESC"
-        )
-        return {
-            "requests": int(answered),
-            "attempts": int(attempts),
-            "judged": int(judged),
-            "drafts": int(drafts),
-            "accepted": int(accepted),
-            "prompt_tokens": int(prompt),
-            "cached_tokens": int(cached),
-            "completion_tokens": int(completion),
-            "rejected": {rule: int(count) for rule, count in rejected},
-            "lost": {reason: int(count) for reason, count in lost},
-            "repaired": {names: int(count) for names, count in repaired},
-        }
+        self.require_sound()
+        with sqlite_errors(self.path):
+            return counts(self._connection)
 
     async def flush(self) -> None:
         """Return when everything queued so far is on the disk."""
         await self._put([])
 
     def close(self) -> None:
-        """Write what is queued and close; OutputError when that failed."""
-        self._connection.close()
-        if self._writer is not None:
-            self._writer.close()
+        """Write what is queued, seal the journal and close; OutputError when that failed."""
+        try:
+            if self._writer is not None:
+                self._writer.close()
+                self._seal()
+        finally:
+            self._connection.close()
+
+    def _seal(self) -> None:
+        """Bring everything into the one file and seal it; not while somebody reads: then the next run does."""
+        with sqlite_errors(self.path):
+            set_meta(self._connection, state="sealed")
+            self._connection.execute(f"PRAGMA busy_timeout={_SEAL_MILLISECONDS}")
+            if self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0] == 0:
+                seal.write(self.path)
+            else:
+                set_meta(self._connection, state="open")
 
     @property
     def _writing(self) -> GroupWriter:
@@ -231,16 +272,15 @@ class Journal:
             raise TypeError("this journal was opened to be looked at")
         return self._writer
 
-    def _meta(self, key: str) -> str:
-        row = self._one("SELECT value FROM meta WHERE key = ?", (key,))
-        if row is None:
+    def _meta(self, key: str) -> str | None:
+        with sqlite_errors(self.path):
+            found = get_meta(self._connection, key)
+        if found is None and key != "settings":
             raise DamagedFile(f"{self.path}: has no {key!r} entry; it is no journal of a run")
-        return str(row[0])
+        return found
 
     def _one(self, sql: str, values: tuple[Any, ...] = ()) -> tuple[Any, ...] | None:
-        with sqlite_errors(self.path):
-            row: tuple[Any, ...] | None = self._connection.execute(sql, values).fetchone()
-            return row
+        return next(iter(self._all(sql, values)), None)
 
     def _all(self, sql: str, values: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
         with sqlite_errors(self.path):
@@ -256,18 +296,3 @@ def prompt_sha(prompt: Prompt) -> str:
     """16 hex digits of what a prompt says: an answer belongs to the very prompt that was sent."""
     said = prompt.text if prompt.messages is None else json.dumps([dict(m) for m in prompt.messages])
     return hashlib.sha256(f"{said}\x1f{prompt.seed}".encode()).hexdigest()[:16]
-
-
-def _crc(values: tuple[Any, ...]) -> int:
-    return zlib.crc32(json.dumps(values, ensure_ascii=True).encode())
-
-
-def _check_version(path: Path, connection: sqlite3.Connection) -> None:
-    found = version(connection)
-    if found > len(MIGRATIONS):
-        raise OutputError(
-            f"{path}: was written by a newer release (schema {found}, this one knows {len(MIGRATIONS)})",
-            hint="pip install --upgrade selfinstruct",
-        )
-    if found == 0:
-        raise DamagedFile(f"{path}: is no journal of a run", hint="choose another folder, or remove this file")

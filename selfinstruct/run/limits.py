@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 import time
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass
+
+_RECENT_REQUESTS = 64  # whose yield says what to expect of the next
+_FEW_REQUESTS = 16  # fewer say little: what the prompt asks for is counted in, as so many requests:
+_TRUSTED_REQUESTS = 2
 
 
 @dataclass(slots=True)
@@ -67,3 +74,19 @@ class Limits:
             f"the pool is saturated: of the tasks in the last {len(self._recent)} requests, "
             f"{self.acceptance:.1%} were accepted (floor {self._min_acceptance:.1%})"
         )
+
+
+def requests_needed(rows: int, kept_after: Sequence[int], tasks_per_request: int) -> float:
+    """How many more requests ``rows`` more rows will take, so that neither is much paid in vain nor waited for.
+
+    ``kept_after[n]`` rows were kept after n requests. Once there is experience, a standard deviation is added: one
+    request too few costs a whole round trip at the end of the run, one too many costs its price.
+    """
+    recent = kept_after[-_RECENT_REQUESTS - 1 :]
+    count, kept = len(recent) - 1, recent[-1] - recent[0]
+    if count < _FEW_REQUESTS:
+        return rows * (count + _TRUSTED_REQUESTS) / (kept + _TRUSTED_REQUESTS * tasks_per_request)
+    mean = max(kept / count, 0.01)
+    variance = sum((b - a) ** 2 for a, b in itertools.pairwise(recent)) / count - mean**2
+    needed = rows / mean
+    return needed + math.sqrt(needed * max(variance, 0.0)) / mean

@@ -6,21 +6,22 @@ import json
 import os
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from selfinstruct import durable
 from selfinstruct.errors import OutputError, RunLocked
 
-_LOCK, _HOLDER = "lock", "holder.json"
+LOCK, PUBLISH_LOCK, _HOLDER = "lock", "publish.lock", "holder.json"
 _PUBLISH_WAIT_SECONDS = 60.0
 
 
 @contextmanager
 def run_lock(folder: Path) -> Iterator[None]:
     """Hold the run folder for this process; RunLocked, naming the holder, when another has it."""
-    lock = FileLock(folder / _LOCK)
+    lock = FileLock(folder / LOCK)
     try:
         lock.acquire(timeout=0)
     except Timeout:
@@ -32,17 +33,23 @@ def run_lock(folder: Path) -> Iterator[None]:
         raise OutputError(f"{folder}: cannot be locked ({error.strerror or error})") from error
     described = folder / _HOLDER
     try:
-        described.write_text(json.dumps({"pid": os.getpid(), "host": socket.gethostname()}), encoding="utf-8")
+        try:
+            durable.write_text(described, json.dumps({"pid": os.getpid(), "host": socket.gethostname()}))
+        except OSError as error:
+            raise OutputError(
+                f"{described}: cannot be written ({error.strerror or error})", hint="it needs a disk with free space"
+            ) from error
         yield
     finally:
-        described.unlink(missing_ok=True)
+        with suppress(OSError):  # a holder that is named after its end does no harm
+            described.unlink(missing_ok=True)
         lock.release()
 
 
 def holder(folder: Path) -> str:
     """Who works on the run now (" (process 12 on host)"), "" when nobody does."""
-    lock = FileLock(folder / _LOCK)
-    if not (folder / _LOCK).exists():
+    lock = FileLock(folder / LOCK)
+    if not (folder / LOCK).exists():
         return ""
     try:
         lock.acquire(timeout=0)
@@ -65,7 +72,7 @@ def _described(folder: Path) -> str:
 @contextmanager
 def publish_lock(folder: Path) -> Iterator[None]:
     """Hold the right to make a version; waits for another publisher, which takes seconds at most."""
-    lock = FileLock(folder / "publish.lock")
+    lock = FileLock(folder / PUBLISH_LOCK)
     try:
         lock.acquire(timeout=_PUBLISH_WAIT_SECONDS)
     except Timeout:

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import Any, Protocol, TextIO
 
 _LINE_SECONDS = 10.0
-_WORRY_SECONDS = 5.0  # no news for so long: say what is being waited for
 
 
 @dataclass(frozen=True, slots=True)

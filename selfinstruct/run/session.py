@@ -92,6 +92,8 @@ def work(
             if is_new
             else run_folder.reopen(folder, config, identity)
         )
+        if journal.mended:
+            say(journal.mended)
         try:
             gate = gate_of(config, method, seeds, evaluation)
             return asyncio.run(_generate(config, seeds, method, gate, teacher, journal, say))
@@ -119,7 +121,7 @@ async def _generate(
     received: list[int] = []
     generation: Generation | None = None
     async with open_teacher(
-        config, teacher, on_retry=lambda error: generation.complain(error) if generation else None
+        config, teacher, on_trouble=lambda said: generation.complain(said) if generation else None
     ) as backend:
         generation = Generation(
             target=config.num,
@@ -157,14 +159,15 @@ def _signals(generation: Generation, received: list[int]) -> Iterator[None]:
         received.append(number)
         generation.interrupt()
 
-    handled = (signal.SIGINT, signal.SIGTERM)
-    for number in handled:
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    for number in before:
         loop.add_signal_handler(number, interrupt, number)
     try:
         yield
     finally:
-        for number in handled:
+        for number, handler in before.items():
             loop.remove_signal_handler(number)
+            signal.signal(number, handler)
 
 
 def _start_line(config: RunConfig, teacher: Teacher, gate: Gate, seeds: int, before: int) -> str:

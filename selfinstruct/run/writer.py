@@ -1,7 +1,11 @@
-"""The thread that writes: everything queued while the last commit was on its way to the disk goes into the next."""
+"""The thread that writes: everything queued while the last commit was on its way to the disk goes into the next.
+
+What somebody waits for is committed at once. So an answer is exposed for the time of one or two fsyncs.
+"""
 
 from __future__ import annotations
 
+import os
 import queue
 import sqlite3
 import threading
@@ -9,12 +13,15 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from selfinstruct.errors import DamagedFile, OutputError
+from selfinstruct.run.seal import checksum
 
 BUSY_SECONDS = 10.0
+_PAUSE_SECONDS = 0.05  # what nobody waits for goes with the next thing that somebody waits for
 _MOST_IN_A_COMMIT = 1024
+_SIGNS_OF_DAMAGE = ("malformed", "Could not decode", "no such table", "no such column", "unsupported file format")
 
 Statement = tuple[str, Sequence[tuple[Any, ...]]]
 _Entry = tuple[Sequence[Statement], "Future[None] | None"]
@@ -59,11 +66,16 @@ class GroupWriter:
         while not ended:
             entry = self._queue.get()
             batch: list[_Entry] = []
+            pause = _PAUSE_SECONDS
             while entry is not None:
                 batch.append(entry)
-                if self._queue.empty() or len(batch) >= _MOST_IN_A_COMMIT:
+                if len(batch) >= _MOST_IN_A_COMMIT:
                     break
-                entry = self._queue.get()
+                pause = pause if entry[1] is None else 0.0
+                try:
+                    entry = self._queue.get(timeout=pause)
+                except queue.Empty:
+                    break
             ended = entry is None
             if batch:
                 self._commit(batch)
@@ -79,6 +91,8 @@ class GroupWriter:
                     self._connection.execute("COMMIT")
             except OutputError as error:
                 self._failure = error
+            except Exception as error:  # noqa: BLE001  (whatever it was, those who wait must hear of it)
+                self._failure = OutputError(f"{self._path}: cannot take what was to be written ({error})")
         for _, done in batch:
             if done is not None and self._failure is not None:
                 done.set_exception(self._failure)
@@ -86,10 +100,15 @@ class GroupWriter:
                 done.set_result(None)
 
 
-def connect(path: Path, mode: str) -> sqlite3.Connection:
-    """Open an existing SQLite file: "rw", or "ro" to look on while another process writes."""
+def connect(path: Path, mode: Literal["rw", "ro"]) -> sqlite3.Connection:
+    """Open an existing SQLite file: "rw", or "ro" to look on while another process writes.
+
+    Also "ro" opens for writing where it may: only such a connection takes SQLite's side files away when it is the last
+    to leave. A folder that nobody can write to is read as it is.
+    """
+    how = "mode=rw" if os.access(path.parent, os.W_OK) else "mode=ro&immutable=1"
     connection = sqlite3.connect(
-        f"{path.resolve().as_uri()}?mode={mode}",
+        f"{path.absolute().as_uri()}?{how}",
         uri=True,
         isolation_level=None,
         check_same_thread=False,
@@ -103,16 +122,30 @@ def connect(path: Path, mode: str) -> sqlite3.Connection:
     return connection
 
 
+def get_meta(connection: sqlite3.Connection, key: str) -> str | None:
+    """An entry of ``meta``, None without; DatabaseError when it is not what was written."""
+    row = connection.execute("SELECT * FROM meta WHERE key = ?", (key,)).fetchone()
+    if row is not None and len(row) > 2 and checksum([key, row[1]]) != row[2]:  # schema 1 has no checksum here
+        raise sqlite3.DatabaseError(f"malformed entry {key!r}")
+    return None if row is None else str(row[1])
+
+
+def set_meta(connection: sqlite3.Connection, **values: str) -> None:
+    """Set entries of ``meta`` in one transaction."""
+    connection.execute("BEGIN IMMEDIATE")
+    rows = [(key, value, checksum([key, value])) for key, value in values.items()]
+    connection.executemany("INSERT OR REPLACE INTO meta VALUES (?, ?, ?)", rows)
+    connection.execute("COMMIT")
+
+
 @contextmanager
 def sqlite_errors(path: Path) -> Iterator[None]:
     """Turn SQLite's and the system's errors into ours, naming the file."""
     try:
         yield
-    except sqlite3.DatabaseError as error:
-        damaged = (
-            isinstance(error, sqlite3.NotSupportedError | sqlite3.DataError) or type(error) is sqlite3.DatabaseError
-        )
-        if damaged or "malformed" in str(error):
+    except (sqlite3.Error, UnicodeDecodeError) as error:
+        damaged = not isinstance(error, sqlite3.OperationalError | sqlite3.IntegrityError)
+        if damaged or any(sign in str(error) for sign in _SIGNS_OF_DAMAGE):
             raise DamagedFile(
                 f"{path}: is damaged or no journal ({error})", hint="restore the file from a copy; nothing was changed"
             ) from error

@@ -14,13 +14,12 @@ from typing import Literal
 from urllib.parse import urlsplit
 
 from selfinstruct.backends import scripted
-from selfinstruct.backends.base import Backend
+from selfinstruct.backends.base import Backend, is_loopback
 from selfinstruct.config import OPENAI_URL, RunConfig, url_hosts
-from selfinstruct.errors import MissingKey, SelfInstructError, TeacherUnreachable, UsageError
+from selfinstruct.errors import MissingKey, TeacherUnreachable, UsageError
 from selfinstruct.servers import models
 
 _CONNECT_SECONDS = 5.0
-_LOOPBACK = ("127.", "localhost", "::1")
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +53,7 @@ def check(config: RunConfig, environment: Mapping[str, str]) -> Teacher:
         return Teacher((), None, path, f"{config.teacher} (on this machine, nothing is paid)")
     urls = config.base_url or (OPENAI_URL,)
     key = _key(config, environment, urls)
-    if not urllib.request.getproxies():
+    if not urllib.request.getproxies() or all(is_loopback(url) for url in urls):
         _check_reachable(urls)
     sends = f"key from {config.api_key_env}" if key else "no key"
     return Teacher(urls, key, None, f"{config.teacher} at {', '.join(url_hosts(urls))} ({sends})")
@@ -62,7 +61,7 @@ def check(config: RunConfig, environment: Mapping[str, str]) -> Teacher:
 
 @asynccontextmanager
 async def open_teacher(
-    config: RunConfig, teacher: Teacher, *, on_retry: Callable[[SelfInstructError], None]
+    config: RunConfig, teacher: Teacher, *, on_trouble: Callable[[str], None]
 ) -> AsyncIterator[Backend]:
     """The backend for a checked teacher; a local server is up for as long as the context lasts."""
     kind = config.teacher_kind
@@ -78,12 +77,12 @@ async def open_teacher(
         server = LlamaCppServer(teacher.model_file, slots=slots, context_per_slot=context, api_key=key)
         try:
             url = await asyncio.to_thread(server.start)
-            async with _closing(_http(config, (url,), key, "json_schema", on_retry)) as backend:
+            async with _closing(_http(config, (url,), key, "json_schema", on_trouble)) as backend:
                 yield backend
         finally:
             await asyncio.to_thread(server.stop)
         return
-    async with _closing(_http(config, teacher.base_urls, teacher.api_key, "response_format", on_retry)) as backend:
+    async with _closing(_http(config, teacher.base_urls, teacher.api_key, "response_format", on_trouble)) as backend:
         yield backend
 
 
@@ -105,7 +104,7 @@ def _http(
     urls: tuple[str, ...],
     key: str | None,
     schema_style: Literal["response_format", "json_schema"],
-    on_retry: Callable[[SelfInstructError], None],
+    on_trouble: Callable[[str], None],
 ) -> Backend:
     from selfinstruct.backends.endpoints import Endpoints
     from selfinstruct.backends.http import HttpBackend, Sampling
@@ -127,7 +126,7 @@ def _http(
         )
         for url in urls
     ]
-    return RetryingBackend(Endpoints(backends), patience=config.patience, on_retry=on_retry)
+    return RetryingBackend(Endpoints(backends), patience=config.patience, on_trouble=on_trouble)
 
 
 def _is_openai(url: str) -> bool:
@@ -149,8 +148,7 @@ def _key(config: RunConfig, environment: Mapping[str, str], urls: tuple[str, ...
         raise UsageError(f"the key in {config.api_key_env} holds characters that no HTTP header can carry")
     for url in urls:
         parts = urlsplit(url)
-        local = (parts.hostname or "").startswith(_LOOPBACK)
-        if parts.scheme == "http" and not local and not config.allow_plain_http:
+        if parts.scheme == "http" and not is_loopback(url) and not config.allow_plain_http:
             raise UsageError(
                 f"the key in {config.api_key_env} would go to {parts.netloc} unencrypted",
                 hint="use https, unset the variable, or accept it with --allow-plain-http",

@@ -1,0 +1,164 @@
+"""``finetune``: train a student on a dataset, or say what that would take."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from selfinstruct.cli import options
+from selfinstruct.cli.console import errors_shown, result, result_json, say
+
+if TYPE_CHECKING:
+    from selfinstruct.student.finetune import Outcome
+    from selfinstruct.student.meter import Progress
+    from selfinstruct.student.recipes import Recipe, Runtime
+
+_EXAMPLES = """Examples:
+
+  selfinstruct finetune outputs/first --model models/llama-7b -o runs/alpaca --recipe alpaca-7b
+
+  selfinstruct finetune rows.jsonl --model HuggingFaceTB/SmolLM2-135M --method lora -o runs/lora
+
+  selfinstruct finetune --plan --model models/llama-7b
+
+  torchrun --nproc-per-node 2 $(which selfinstruct) finetune outputs/first --model models/llama-7b -o runs/two"""
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command of this file."""
+    app.command(epilog=_EXAMPLES)(finetune)
+
+
+def finetune(
+    data: Annotated[
+        str | None, typer.Argument(metavar="DATASET[@v]|FILE", help="A dataset folder, or .jsonl, .json, .parquet.")
+    ] = None,
+    model: Annotated[str | None, typer.Option(help="Folder with safetensors, .gguf file, or name on the Hub.")] = None,
+    run: Annotated[
+        Path | None, typer.Option("--run", "-o", metavar="RUN", help="Folder of the run; the same command resumes it.")
+    ] = None,
+    method: Annotated[str | None, typer.Option(help="full, lora, qlora [full, or the recipe's].")] = None,
+    recipe: Annotated[str | None, typer.Option(help="alpaca-7b (Stanford's numbers), alpaca-lora.")] = None,
+    template: Annotated[str | None, typer.Option(help="alpaca, alpaca-lora, chat [the recipe's].")] = None,
+    epochs: Annotated[float | None, typer.Option(help="Passes over the rows [3].")] = None,
+    batch: Annotated[int | None, typer.Option(help="Rows a step, over all GPUs [128].")] = None,
+    lr: Annotated[float | None, typer.Option(help="Highest learning rate [2e-5; adapters 2e-4].")] = None,
+    max_length: Annotated[int | None, typer.Option(help="Longest row in tokens; longer ones are cut [512].")] = None,
+    hold_out: Annotated[
+        int | None, typer.Option(help="Rows for the validation loss, if the data has no such split [0].")
+    ] = None,
+    lora_rank: Annotated[int | None, typer.Option(help="Rank of the adapters [16].")] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of the order of rows, of adapters and dropout [42].")] = None,
+    dtype: Annotated[str, typer.Option(help="auto, bf16 (with exact fp32 masters), fp32.")] = "auto",
+    device: Annotated[str, typer.Option(help="auto, cuda, cpu.")] = "auto",
+    attention: Annotated[str, typer.Option(help="auto, flash, varlen, flex, sdpa.")] = "auto",
+    adam_state: Annotated[
+        str, typer.Option(help="Adam's moments: auto (what memory allows), fp32, bf16, 8bit.")
+    ] = "auto",
+    tokens_per_micro_batch: Annotated[int, typer.Option(help="0: what memory allows.", min=0)] = 0,
+    checkpoint_layers: Annotated[int, typer.Option(help="Layers computed twice; -1: as memory asks.", min=-1)] = -1,
+    save_every: Annotated[int, typer.Option(help="Steps between checkpoints; 0: each epoch.", min=0)] = 0,
+    eval_every: Annotated[int, typer.Option(help="Steps between validation losses; 0: each epoch.", min=0)] = 0,
+    max_steps: Annotated[int, typer.Option(help="Stop after so many steps of this command; resumable.", min=0)] = 0,
+    compile_: Annotated[bool, typer.Option("--compile/--no-compile", help="Compile the layers on a GPU.")] = True,
+    tensorboard: Annotated[bool, typer.Option("--tensorboard", help="Write TensorBoard's files into RUN.")] = False,
+    wandb: Annotated[bool, typer.Option("--wandb", help="Send the figures to Weights & Biases.")] = False,
+    plan: Annotated[
+        bool, typer.Option("--plan", help="Print the predicted memory and what fits; train nothing.")
+    ] = False,
+    json: options.Json = False,
+) -> None:
+    """Fine-tune a model on a dataset: the same steps as a padded trainer, without the padding.
+
+    The run resumes with the same command. It needs the train extra: pip install 'selfinstruct[train]'.
+    """
+    with errors_shown(as_json=json):
+        from selfinstruct.errors import UsageError
+        from selfinstruct.student import recipes
+
+        chosen = recipes.recipe(
+            recipe, method, template=template, epochs=epochs, batch=batch, lr=lr, max_length=max_length,
+            hold_out=hold_out, lora_rank=lora_rank, seed=seed,
+        )  # fmt: skip
+        if plan:
+            return _plan(model, chosen, as_json=json)
+        if not (data and model and run):
+            raise UsageError("finetune needs DATASET, --model and -o RUN", hint="selfinstruct finetune --help")
+        runtime = recipes.Runtime(
+            dtype, device, attention, adam_state, tokens_per_micro_batch, checkpoint_layers, compile_, save_every,
+            eval_every, max_steps, tensorboard, wandb,
+        )  # fmt: skip
+        _train(data, model, run, chosen, runtime, as_json=json)
+
+
+def _plan(model: str | None, recipe: Recipe, *, as_json: bool) -> None:
+    """Print what the run would take."""
+    from selfinstruct.student import fits
+
+    if model is not None:
+        from selfinstruct.student.packages import require_packages
+
+        require_packages()
+    name, shape = fits.known_shape(model)
+    if as_json:
+        result_json(fits.as_json(name, shape, recipe))
+    else:
+        result(fits.as_text(name, shape, recipe))
+
+
+def _train(data: str, model: str, run: Path, recipe: Recipe, runtime: Runtime, *, as_json: bool) -> None:
+    """Train, report, and exit with the right code."""
+    from selfinstruct.student.packages import require_packages
+
+    require_packages()
+    from selfinstruct.student.finetune import finetune as work
+
+    outcome = work(data, model, run, recipe, runtime, say=say, on_progress=_Line())
+    command = "the same command resumes it"
+    code = {"done": 0, "limit": 4, "signal": 128 + (outcome.signal or 2)}[outcome.end]
+    if as_json:
+        result_json(_as_json(outcome, code))
+    elif outcome.end == "done":
+        losses = f", validation loss {outcome.evaluations[-1][1]:.4f}" if outcome.evaluations else ""
+        result(f"{outcome.folder}: trained, {outcome.step} steps{losses}")
+        if outcome.folder is not None and recipe.method != "full":
+            result(f"merge it:  selfinstruct merge {shlex.quote(str(run))} -o {shlex.quote(str(run / 'merged'))}")
+    if code:
+        say(f"stopped after step {outcome.step} of {outcome.steps}, with a checkpoint: {command}")
+        sys.stdout.flush()
+        raise typer.Exit(code)
+
+
+def _as_json(outcome: Outcome, code: int) -> dict[str, Any]:
+    return {
+        "end": outcome.end,
+        "step": outcome.step,
+        "steps": outcome.steps,
+        "loss": outcome.losses[-1] if outcome.losses else None,
+        "evaluations": [{"step": step, "loss": loss} for step, loss in outcome.evaluations],
+        "tokens_per_second": outcome.tokens_per_second,
+        "mfu": outcome.mfu,
+        "peak_bytes": outcome.peak,
+        "folder": str(outcome.folder) if outcome.folder else None,
+        "exit_code": code,
+    }
+
+
+class _Line:
+    """The progress line: rewritten in place on a terminal, one every ten seconds elsewhere."""
+
+    def __init__(self) -> None:
+        self._shown = 0.0
+
+    def __call__(self, progress: Progress) -> None:
+        last = progress.step == progress.steps
+        if sys.stderr.isatty():
+            print(f"\r\x1b[K{progress.line()}", end="\n" if last else "", file=sys.stderr, flush=True)
+        elif last or time.monotonic() - self._shown > 10:
+            self._shown = time.monotonic()
+            say(progress.line())

@@ -1,0 +1,59 @@
+"""``merge`` and ``export``: a tuned model as one folder, or as one file for llama.cpp."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from selfinstruct.cli import options
+from selfinstruct.cli.console import errors_shown, result, result_json
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands of this file."""
+    app.command(epilog="Example:\n\n  selfinstruct merge outputs/lora-run -o outputs/merged")(merge)
+    app.command(epilog="Example:\n\n  selfinstruct export outputs/merged --gguf q8_0 -o student.gguf")(export)
+
+
+def merge(
+    run: Annotated[str, typer.Argument(metavar="RUN", help="A fine-tuning run, an adapter folder, or a .gguf file.")],
+    out: Annotated[Path, typer.Option("--out", "-o", metavar="DIR", help="Folder to write.")],
+    dtype: Annotated[str, typer.Option(help="bf16, fp16, fp32.")] = "bf16",
+    json: options.Json = False,
+) -> None:
+    """Write a run's model, adapter merged in, as safetensors with tokenizer and template."""
+    with errors_shown(as_json=json):
+        from selfinstruct.student.packages import require_packages
+
+        require_packages()
+        from selfinstruct.student.merge import merge as write
+
+        written = write(run, out, dtype=dtype)
+        _report({"out": str(written)}, f"{written}: merged; try  selfinstruct chat {written}", as_json=json)
+
+
+def export(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="A model's folder or a fine-tuning run.")],
+    gguf: Annotated[str, typer.Option(help="f16 or q8_0.")],
+    out: Annotated[Path, typer.Option("--out", "-o", metavar="FILE", help="The .gguf file to write.")],
+    json: options.Json = False,
+) -> None:
+    """Write a Llama model as one GGUF file, for llama.cpp: selfinstruct generate OUT --teacher local:FILE."""
+    with errors_shown(as_json=json):
+        from selfinstruct.student.packages import require_packages
+
+        require_packages()
+        from selfinstruct.student.export_gguf import export as write
+
+        written = write(model, out, gguf)
+        size = written.stat().st_size
+        _report({"out": str(written), "bytes": size}, f"{written}: {gguf}, {size / 1e6:.0f} MB", as_json=json)
+
+
+def _report(found: dict[str, object], text: str, *, as_json: bool) -> None:
+    if as_json:
+        result_json(found)
+    else:
+        result(text)

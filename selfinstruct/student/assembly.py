@@ -1,0 +1,85 @@
+"""From a prepared run to a trainer: model, adapters, recomputation, compilation, sharding, optimizer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from selfinstruct.errors import EnvironmentFault
+from selfinstruct.student import adapters, parallel
+from selfinstruct.student.optimizer import AdamSettings, SplitAdamW
+from selfinstruct.student.parallel import Group
+from selfinstruct.student.prepare import Prepared
+from selfinstruct.student.recipes import Recipe, Runtime
+from selfinstruct.student.trainee import Trainee, load_model
+from selfinstruct.student.trainer import Trainer
+
+
+def build(prepared: Prepared, runtime: Runtime, group: Group) -> tuple[Trainer, Any]:
+    """Load the model and everything around it: (trainer, peft's handle or None)."""
+    recipe, plan = prepared.recipe, prepared.plan
+    torch.manual_seed(recipe.seed)
+    model = load_model(
+        prepared.model, dtype=prepared.dtype, kernel=prepared.kernel, device=prepared.device,
+        four_bit=recipe.method == "qlora",
+    )  # fmt: skip
+    handle = adapters.add(model, recipe, _lasting(prepared.model)) if recipe.method != "full" else None
+    cuda = prepared.device.type == "cuda"
+    trainee = assemble(
+        model, checkpointed=plan.checkpointed_layers,
+        compiled=runtime.compile and cuda and prepared.kernel.compiles and recipe.method != "qlora",
+    )  # fmt: skip
+    if group.world > 1 and recipe.method == "full":
+        parallel.shard(trainee, keep_gathered=False)
+    settings = AdamSettings(weight_decay=recipe.weight_decay, max_norm=recipe.max_norm, state=plan.adam_state)
+    optimizer = SplitAdamW(trainee.named_trained(), settings, compiled=runtime.compile and cuda)
+    trainer = Trainer(
+        trainee, optimizer, prepared.train, recipe,
+        steps=prepared.steps, budget=plan.tokens, group=group, device=prepared.device,
+    )  # fmt: skip
+    return trainer, handle
+
+
+def assemble(model: Any, *, checkpointed: int = 0, compiled: bool = False) -> Trainee:
+    """Wrap a loaded model for training."""
+    model.config.use_cache = False
+    trainee = Trainee(model, compiled_loss=compiled)
+    trainee.checkpoint_layers(checkpointed)
+    if compiled:
+        trainee.compile_layers()
+    return trainee
+
+
+def announce(prepared: Prepared, say: Callable[[str], None]) -> None:
+    """Each automatic choice with its reason, before anything slow."""
+    train, plan, recipe = prepared.train, prepared.plan, prepared.recipe
+    say(
+        f"{len(train)} rows, {int(train.starts[-1])} tokens, {int(train.labels.sum())} labels; "
+        f"{train.truncated} rows cut at {recipe.max_length} tokens, {train.dropped} left out (prompts alone that long)"
+    )
+    say(f"{prepared.steps} steps of {recipe.batch} rows, template {prepared.template.name}, method {recipe.method}")
+    say(f"on {prepared.device} in {str(prepared.dtype).removeprefix('torch.')}; attention: {prepared.kernel.kernel} "
+        f"({prepared.kernel.reason})")  # fmt: skip
+    say(f"micro-batches of at most {plan.tokens} tokens, Adam moments in {plan.adam_state}, "
+        f"{plan.checkpointed_layers} layers recomputed: {plan.reason}")  # fmt: skip
+
+
+def _lasting(model: str) -> str:
+    """A model's name that holds from any folder: adapters name their base by it."""
+    return str(Path(model).resolve()) if Path(model).exists() else model
+
+
+def explained(error: torch.cuda.OutOfMemoryError, recipe: Recipe) -> EnvironmentFault:
+    """Out of memory, with what helps."""
+    ways = ["--tokens-per-micro-batch N (half of what was said at the start)", "--checkpoint-layers N"]
+    if recipe.method == "full":
+        ways += ["--adam-state 8bit", "--method lora"]
+    elif recipe.method == "lora":
+        ways.append("--method qlora")
+    return EnvironmentFault(
+        f"the GPU's memory does not suffice ({str(error).split('. ')[0]})",
+        hint="give one of: " + "; ".join(ways) + ". The last checkpoint is untouched, the same command goes on from it",
+    )

@@ -1,0 +1,98 @@
+"""A conversation in the terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+from selfinstruct.errors import UsageError
+from selfinstruct.student.dialogue import encode_dialogue
+from selfinstruct.student.engine import Engine, EngineConfig, Request
+from selfinstruct.student.generation import prepare
+from selfinstruct.student.left_padded import generate_left_padded
+from selfinstruct.student.reply import Reply
+from selfinstruct.student.sampling import GREEDY, Sampling
+from selfinstruct.student.slots import unsupported
+from selfinstruct.student.weights import Loaded
+
+_CONTEXT = 4096
+
+
+class Chat:
+    """Remembers what was said; ``say`` streams the reply. Turns that no longer fit are forgotten, oldest first."""
+
+    def __init__(
+        self,
+        loaded: Loaded,
+        *,
+        sampling: Sampling = GREEDY,
+        max_new_tokens: int = 512,
+        system: str = "",
+        on_forget: Callable[[int], None] = lambda _turns: None,
+    ) -> None:
+        self._loaded, self._sampling, self._new = loaded, sampling, max_new_tokens
+        self._system, self._on_forget = system, on_forget
+        self._turns: list[dict[str, str]] = []
+        made_for = getattr(loaded.model.config, "max_position_embeddings", None) or _CONTEXT
+        self._context = min(made_for, max(_CONTEXT, 2 * max_new_tokens))
+        self._engine: Engine | None = None
+        if not unsupported(loaded.model.config):
+            on_gpu = loaded.model.device.type == "cuda"
+            quantised = getattr(loaded.model, "quantization_method", None) is not None
+            prepare(loaded.model, fused=on_gpu and not quantised, compile_layers=False)
+            config = EngineConfig(1, self._context, self._new, chunk=2, graphs=on_gpu and not quantised)
+            self._engine = Engine(loaded.model, config, loaded.end_ids)
+        self._count = 0
+
+    def reset(self) -> None:
+        """Forget all that was said."""
+        self._turns.clear()
+
+    def say(self, text: str) -> Iterator[str]:
+        """The reply to ``text``, piece by piece. A reply that is broken off is remembered as far as it came."""
+        self._turns.append({"role": "user", "content": text})
+        ids = self._fitting()
+        self._count += 1
+        how = Sampling(
+            self._sampling.temperature, self._sampling.top_p, self._sampling.min_p, self._sampling.seed + self._count
+        )
+        request = Request(self._count, tuple(ids), min(self._new, self._context - len(ids)), how)
+        reply = Reply(self._loaded.tokenizer)
+        try:
+            for tokens in self._tokens(request):
+                yield reply.feed(tokens)
+            yield reply.end()
+        finally:
+            if self._engine is not None and self._engine.busy:
+                self._engine.cancel(request.request_id)
+                self._engine.step()
+            self._turns.append({"role": "assistant", "content": reply.text.strip()})
+
+    def close(self) -> None:
+        """Give the memory back."""
+        if self._engine is not None:
+            self._engine.close()
+
+    def _tokens(self, request: Request) -> Iterator[tuple[int, ...]]:
+        if self._engine is None:
+            for answer in generate_left_padded(self._loaded.model, [request], self._loaded.end_ids):
+                yield answer.tokens
+            return
+        self._engine.submit(request)
+        for news in self._engine.run():
+            yield news.tokens
+
+    def _fitting(self) -> list[int]:
+        """Ids of the conversation, shortened until a reply has room. UsageError when the last turn is too long."""
+        forgotten = 0
+        while True:
+            system = [{"role": "system", "content": self._system}] if self._system else []
+            ids = encode_dialogue(self._loaded.template, self._loaded.tokenizer, [*system, *self._turns])
+            if len(ids) + min(self._new, self._context // 4) <= self._context:
+                if forgotten:
+                    self._on_forget(forgotten)
+                return ids
+            if len(self._turns) < 3:
+                self._turns.pop()
+                raise UsageError(f"that is {len(ids)} tokens, too long for {self._context}", hint="say it shorter")
+            del self._turns[:2]
+            forgotten += 1

@@ -1,0 +1,144 @@
+"""Checkpoints of a run: weights, optimizer, random states and position, in safetensors and JSON, never pickle.
+
+A checkpoint is a folder ``checkpoint-00000120`` that appears whole by a rename; the one before is removed after that.
+The data position is the step itself, because the rows of a step follow from it. Each process of a sharded run writes
+its own shard, so a sharded run is resumed by as many processes as it had.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from selfinstruct.durable import write_text
+from selfinstruct.errors import DamagedFile, OutputError
+from selfinstruct.student.optimizer import SplitAdamW, local
+from selfinstruct.student.parallel import Group
+
+_NAME = re.compile(r"checkpoint-(\d{8})")
+_FILE_BYTES = 4 << 30
+
+
+@dataclass(frozen=True, slots=True)
+class Position:
+    """How far a checkpointed run had come: finished steps, real tokens seen."""
+
+    step: int
+    tokens: int
+
+
+def save(run: Path, position: Position, optimizer: SplitAdamW, group: Group) -> Path:
+    """Write a checkpoint and remove older ones. OutputError when the disk has no room for it."""
+    target = run / f"checkpoint-{position.step:08d}"
+    work = run / f".checkpoint-{position.step:08d}.tmp"
+    if target.is_dir():
+        return target
+    needed = sum(t.numel() * t.element_size() for _, t in _tensors(optimizer))
+    if group.leads:
+        shutil.rmtree(work, ignore_errors=True)
+        work.mkdir(parents=True)
+        free = shutil.disk_usage(run).free
+        if free < needed * group.world * 1.02:
+            raise OutputError(
+                f"{run}: a checkpoint needs {needed * group.world / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free",
+                hint="free disk space, choose another -o, or save less often with --save-every",
+            )
+    group.wait()
+    _write_tensors(work, optimizer, group)
+    group.wait()
+    if group.leads:
+        state = {"step": position.step, "tokens": position.tokens, "updates": optimizer.steps, "world": group.world}
+        write_text(work / "state.json", json.dumps(state) + "\n")
+        work.rename(target)
+        for older in _all(run):
+            if older != target:
+                shutil.rmtree(older, ignore_errors=True)
+    group.wait()
+    return target
+
+
+def newest(run: Path) -> Path | None:
+    """The newest checkpoint of a run, None without one."""
+    found = _all(run)
+    return found[-1] if found else None
+
+
+def restore(folder: Path, optimizer: SplitAdamW, group: Group) -> Position:
+    """Load a checkpoint into the optimizer and its parameters, and set the random states; where to go on."""
+    try:
+        state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
+        position, updates, world = Position(int(state["step"]), int(state["tokens"])), state["updates"], state["world"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DamagedFile(f"{folder}: cannot be read ({error})", hint=f"remove it: rm -r {folder}") from error
+    if world != group.world:
+        raise OutputError(
+            f"{folder}: was written by {world} processes, and this run has {group.world}",
+            hint=f"resume with {world}: torchrun --nproc-per-node {world} ...",
+        )
+    wanted = dict(_tensors(optimizer))
+    seen = set()
+    for file in sorted(folder.glob(f"rank{group.rank:03d}-*.safetensors")):
+        try:
+            with safe_open(file, "pt", device="cpu") as stored:
+                for name in stored.keys():  # noqa: SIM118 - not a mapping
+                    _put(wanted, name, stored.get_tensor(name), file)
+                    seen.add(name)
+        except (SafetensorError, OSError) as error:
+            raise DamagedFile(f"{file}: cannot be read ({error})", hint=f"remove {folder}") from error
+    missing = set(wanted) - seen
+    if missing:
+        raise DamagedFile(f"{folder}: lacks {len(missing)} tensors ({min(missing)} ...)", hint=f"remove {folder}")
+    optimizer.steps = int(updates)
+    return position
+
+
+@torch.no_grad()
+def _put(wanted: dict[str, torch.Tensor], name: str, stored: torch.Tensor, file: Path) -> None:
+    """Copy a stored tensor where it belongs."""
+    if name == "random/cpu":
+        torch.set_rng_state(stored)
+    elif name == "random/cuda":
+        if torch.cuda.is_available():
+            torch.cuda.set_rng_state(stored)
+    elif name not in wanted or wanted[name].shape != stored.shape or wanted[name].dtype != stored.dtype:
+        raise DamagedFile(f"{file}: holds {name}, which does not fit this model", hint="choose another folder with -o")
+    else:
+        wanted[name].copy_(stored)
+
+
+def _tensors(optimizer: SplitAdamW) -> Iterator[tuple[str, torch.Tensor]]:
+    """All that a run has learnt: trained weights and optimizer state, this process's part."""
+    for name, parameter in optimizer.parameters.items():
+        yield f"weight/{name}", local(parameter)
+    for name, tensor in optimizer.state_tensors().items():
+        yield f"state/{name}", tensor
+
+
+def _write_tensors(work: Path, optimizer: SplitAdamW, group: Group) -> None:
+    """Write in files of about 4 GB: the host's memory holds one file at a time."""
+    random = {"random/cpu": torch.get_rng_state()}
+    if torch.cuda.is_available():
+        random["random/cuda"] = torch.cuda.get_rng_state()
+    part: dict[str, torch.Tensor] = {**random}
+    size = number = 0
+    for name, tensor in _tensors(optimizer):
+        part[name] = tensor.detach().cpu().contiguous()
+        size += tensor.numel() * tensor.element_size()
+        if size >= _FILE_BYTES:
+            save_file(part, work / f"rank{group.rank:03d}-{number:05d}.safetensors")
+            part, size, number = {}, 0, number + 1
+    if part:
+        save_file(part, work / f"rank{group.rank:03d}-{number:05d}.safetensors")
+
+
+def _all(run: Path) -> list[Path]:
+    """Checkpoints of a run, oldest first."""
+    return sorted(p for p in run.glob("checkpoint-*") if _NAME.fullmatch(p.name) and (p / "state.json").is_file())

@@ -1,0 +1,111 @@
+"""``finetune --plan``: what a run is predicted to take, part by part, and what fits which card. No torch needed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from selfinstruct.errors import ModelFileError
+from selfinstruct.student.memory import CARDS, LLAMA_7B, Plan, Shape, choose, predict, shape_of
+from selfinstruct.student.recipes import METHODS, Recipe
+
+# Tokens of a large step of 128 Alpaca rows; the longest row is the recipe's limit.
+_TOKENS_A_ROW = 140
+
+
+@dataclass(frozen=True, slots=True)
+class Fit:
+    """How a method runs on a card; ``plan`` is None when it does not fit."""
+
+    card_gb: int
+    method: str
+    plan: Plan | None
+
+
+def known_shape(model: str | None) -> tuple[str, Shape]:
+    """(name, shape) of a model's folder or Hub name; LLaMA-7B when none is named. ModelFileError when unreadable."""
+    if model is None:
+        return "LLaMA-7B", LLAMA_7B
+    from selfinstruct.student.trainee import read_config
+
+    try:
+        return Path(model).name, shape_of(read_config(model))
+    except AttributeError as error:
+        raise ModelFileError(f"{model}: is no decoder whose memory can be predicted ({error})") from error
+
+
+def fits(shape: Shape, recipe: Recipe) -> list[Fit]:
+    """The fastest way for each method on each card, with the recipe's batch and lengths."""
+    found = []
+    for card, size in CARDS.items():
+        for method in METHODS:
+            plan = choose(
+                shape, method, size, step_tokens=_TOKENS_A_ROW * recipe.batch, longest=recipe.max_length,
+                rank=recipe.lora_rank, targets=recipe.lora_targets, compiled=method != "qlora",
+            )  # fmt: skip
+            found.append(Fit(card, method, plan))
+    return found
+
+
+def least(shape: Shape, method: str, recipe: Recipe) -> Plan:
+    """The least memory that a method can do with: one longest row at a time, all layers recomputed."""
+    return predict(
+        shape, method, tokens=recipe.max_length, adam_state="8bit" if method == "full" else "fp32",
+        checkpointed_layers=shape.layers, rank=recipe.lora_rank, targets=recipe.lora_targets,
+        compiled=method != "qlora",
+    )  # fmt: skip
+
+
+def as_text(name: str, shape: Shape, recipe: Recipe) -> str:
+    """The tables for a terminal."""
+    lines = [f"{name}: {shape.parameters / 1e9:.2f}e9 parameters; at most {recipe.max_length} tokens a row, "
+             f"{recipe.batch} rows a step; GB are 10^9 bytes", ""]  # fmt: skip
+    lines += ["card    method  GB predicted  micro-batch  Adam  layers recomputed"]
+    for fit in fits(shape, recipe):
+        if fit.plan is None:
+            lines.append(f"{fit.card_gb:3} GB  {fit.method:6}  does not fit")
+        else:
+            p = fit.plan
+            depth, size = f"{p.checkpointed_layers} of {shape.layers}", p.total / 1e9
+            lines.append(f"{fit.card_gb:3} GB  {fit.method:6}  {size:12.1f}  {p.tokens:11}  {p.adam_state:4}  {depth}")
+    lines += ["", "least memory (one row at a time, every layer recomputed), GB by part:"]
+    for method in METHODS:
+        plan = least(shape, method, recipe)
+        parts = ", ".join(f"{part} {size / 1e9:.1f}" for part, size in plan.parts.items() if size >= 5e7)
+        lines.append(f"  {method:6} {plan.total / 1e9:5.1f} = {parts}")
+    return "\n".join([*lines, "", *the_claim(shape)])
+
+
+def the_claim(shape: Shape) -> list[str]:
+    """What is true of "7B in 16 GB RAM, a 12 GB GPU and 2 GB of disk", in this model's figures."""
+    n, linear = shape.parameters, shape.linear_parameters
+    adapter = shape.lora_parameters(8, ("q_proj", "v_proj"))
+    eight = (linear + 2 * (n - linear)) / 1e9
+    four = (linear * 0.52 + 2 * (n - linear)) / 1e9
+    qlora = least(shape, "qlora", Recipe("plan", method="qlora")).total / 1e9
+    return [
+        'The often quoted "16 GB of RAM, a 12 GB GPU, 2 GB of disk":',
+        f"  12 GB GPU   inference in 16 bit: {2 * n / 1e9:.1f} GB of weights alone; in 8 bit: {eight:.1f} GB; "
+        f"in 4 bit: {four:.1f} GB. Training: QLoRA from {qlora:.1f} GB on, nothing else.",
+        "  16 GB RAM   only when weights are read shard by shard (as here); "
+        f"whole in fp32 they are {4 * n / 1e9:.0f} GB.",
+        f"  2 GB disk   holds an adapter (rank 8 on q and v: {4 * adapter / 1e6:.0f} MB in fp32) and the dataset, "
+        f"never the model: {four:.1f} GB in 4 bit, {2 * n / 1e9:.1f} GB in 16.",
+    ]
+
+
+def as_json(name: str, shape: Shape, recipe: Recipe) -> dict[str, Any]:
+    """The same for programs; sizes in bytes."""
+    return {
+        "model": name,
+        "parameters": shape.parameters,
+        "fits": [
+            {"card_gb": fit.card_gb, "method": fit.method, "fits": fit.plan is not None,
+             **({} if fit.plan is None else {
+                 "bytes": fit.plan.total, "parts": dict(fit.plan.parts), "tokens_per_micro_batch": fit.plan.tokens,
+                 "adam_state": fit.plan.adam_state, "checkpointed_layers": fit.plan.checkpointed_layers})}
+            for fit in fits(shape, recipe)
+        ],
+        "least": {method: dict(least(shape, method, recipe).parts) for method in METHODS},
+    }  # fmt: skip

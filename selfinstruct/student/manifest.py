@@ -1,0 +1,132 @@
+"""The frozen manifest of a run: everything that its losses depend on, and where its data came from.
+
+``RUN/run.json`` is written at the start. A run is resumed only with the same manifest; what differs is named. It goes
+with the model at the end, so that a student can tell which dataset version, filters and teacher made it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from selfinstruct.durable import write_text
+from selfinstruct.errors import DamagedFile, IdentityError
+from selfinstruct.student.prompt import Template
+from selfinstruct.student.recipes import Recipe
+from selfinstruct.student.tokens import Tokens
+
+RUN_FILE = "run.json"
+FORMAT = 1
+# Compared on resume; the rest ("about", "versions") is for the reader.
+FROZEN = ("format", "recipe", "data", "template", "tokenizer", "model", "schedule", "numerics")
+
+
+def build(
+    *,
+    recipe: Recipe,
+    template: Template,
+    tokenizer_sha256: str,
+    model: Mapping[str, Any],
+    data: Mapping[str, Any],
+    train: Tokens,
+    validation: Tokens | None,
+    steps: int,
+    numerics: Mapping[str, Any],
+    about: Mapping[str, Any],
+    versions: Mapping[str, str],
+) -> dict[str, Any]:
+    """The manifest of a run that is about to start."""
+    counts = {"rows": len(train), "tokens": int(train.starts[-1]), "labels": int(train.labels.sum())}
+    return json.loads(json.dumps({  # type: ignore[no-any-return]
+        "format": FORMAT,
+        "recipe": asdict(recipe),
+        "data": {
+            **data,
+            **counts,
+            "truncated": train.truncated,
+            "dropped": train.dropped,
+            "validation_rows": len(validation) if validation is not None else 0,
+            "tokens_sha256": train.fingerprint(),
+        },
+        "template": {**asdict(template), "sha256": template.fingerprint()},
+        "tokenizer": {"sha256": tokenizer_sha256},
+        "model": model,
+        "schedule": {
+            "shape": recipe.schedule, "peak": recipe.lr, "steps": steps, "warmup": recipe.warmup_steps(steps),
+        },
+        "numerics": numerics,
+        "about": about,
+        "versions": versions,
+    }))  # fmt: skip
+
+
+def model_identity(path: str, config: Any) -> dict[str, Any]:
+    """A model by its configuration and weight files: their names, sizes and the first 64 KiB (names and shapes)."""
+    shape = json.dumps({k: v for k, v in sorted(config.to_dict().items()) if k in _SHAPE_FIELDS}, default=str)
+    found: dict[str, Any] = {"path": path, "config_sha256": hashlib.sha256(shape.encode()).hexdigest()}
+    folder = Path(path)
+    files = [folder] if folder.is_file() else sorted(folder.glob("*.safetensors")) if folder.is_dir() else []
+    weights = {}
+    for file in files:
+        with file.open("rb") as stream:
+            weights[file.name] = [file.stat().st_size, hashlib.sha256(stream.read(1 << 16)).hexdigest()]
+    found["weights"] = weights
+    return found
+
+
+# Fields of a configuration that change what a model computes; others (versions, paths) change by themselves.
+_SHAPE_FIELDS = frozenset(
+    "model_type hidden_size intermediate_size num_hidden_layers num_attention_heads num_key_value_heads head_dim "
+    "vocab_size rms_norm_eps rope_theta rope_parameters hidden_act tie_word_embeddings attention_bias".split()
+)
+
+
+def freeze(run: Path, manifest: Mapping[str, Any]) -> bool:
+    """Write the manifest of a new run, or compare with the one that is there; True when the run is new.
+
+    IdentityError names every field that differs.
+    """
+    path = run / RUN_FILE
+    if not path.exists():
+        write_text(path, json.dumps(manifest, indent=2, ensure_ascii=False, sort_keys=True) + "\n")
+        return True
+    before = load(run)
+    changed = [line for field in FROZEN for line in _differences(before.get(field), manifest.get(field), field)]
+    if changed:
+        shown = [*changed[:8], *([f"... and {len(changed) - 8} more"] if len(changed) > 8 else [])]
+        raise IdentityError(
+            "\n".join([f"{run}: holds a run that began otherwise", *shown]),
+            hint="give what it began with, or another folder with -o",
+        )
+    return False
+
+
+def load(run: Path) -> dict[str, Any]:
+    """The manifest of a run; DamagedFile when it cannot be read."""
+    path = run / RUN_FILE
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DamagedFile(f"{path}: cannot be read ({error})", hint="choose another folder with -o") from error
+    if not isinstance(found, dict):
+        raise DamagedFile(f"{path}: is no manifest", hint="choose another folder with -o")
+    return found
+
+
+def _differences(before: Any, now: Any, where: str) -> list[str]:
+    """``field: before, now`` for every leaf that differs."""
+    if isinstance(before, dict) and isinstance(now, dict):
+        names = sorted({*before, *now})
+        return [line for name in names for line in _differences(before.get(name), now.get(name), f"{where}.{name}")]
+    if before == now:
+        return []
+    return [f"  {where}: was {_short(before)}, is {_short(now)}"]
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=True)
+    return text if len(text) <= 60 else text[:57] + "..."

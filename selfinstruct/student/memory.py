@@ -1,0 +1,217 @@
+"""Predicted memory of a fine-tuning run, per part, and the choice of how to run within a card's memory.
+
+Arithmetic on the shape of a LLaMA-like model; what a layer keeps for its backward pass was checked against peaks on an
+H200. All sizes in bytes; GB are 10**9 bytes, GiB 2**30.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+# What is named by its marketing size on the left holds this many bytes for a program (seen: H100 79.2, H200 139.8 GiB).
+CARDS = {
+    12: 12 * 2**30, 16: 16 * 2**30, 24: 24 * 2**30, 48: 48 * 2**30, 80: int(79.2 * 2**30), 141: int(139.8 * 2**30),
+}  # fmt: skip
+# CUDA context, library workspaces, fragmentation of the allocator.
+CONTEXT = int(1.2e9)
+_MARGIN = 0.03
+# An uncompiled layer keeps 188 KB a token of a 7B where a compiled one keeps 131 KB (two peaks each on an H200).
+_UNCOMPILED = 1.43
+STATE_BYTES = {"fp32": 8.0, "bf16": 4.0, "8bit": 2.03125}
+_NF4 = 0.5 + 1 / 64 / 4 + 4 / 64 / 256  # bytes a parameter: 4 bits, an 8-bit scale per 64, an fp32 scale per 256 scales
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """The shape of a decoder. ``parameters`` counts all, ``vocabulary`` words; widths are in numbers."""
+
+    layers: int
+    width: int
+    feed_forward: int
+    heads: int
+    kv_heads: int
+    head_width: int
+    vocabulary: int
+    tied: bool = False
+
+    @property
+    def kv_width(self) -> int:
+        return self.kv_heads * self.head_width
+
+    @property
+    def linear_parameters(self) -> int:
+        """Parameters of the linear maps in the layers: what LoRA sits on and 4-bit loading shrinks."""
+        q = self.heads * self.head_width
+        return self.layers * (2 * self.width * q + 2 * self.width * self.kv_width + 3 * self.width * self.feed_forward)
+
+    @property
+    def embedding_parameters(self) -> int:
+        return self.vocabulary * self.width * (1 if self.tied else 2)
+
+    @property
+    def parameters(self) -> int:
+        return self.linear_parameters + self.embedding_parameters + self.width * (2 * self.layers + 1)
+
+    def lora_parameters(self, rank: int, targets: tuple[str, ...] = ("all-linear",)) -> int:
+        """Parameters of adapters of ``rank`` on the named linear maps."""
+        q, d, f, kv = self.heads * self.head_width, self.width, self.feed_forward, self.kv_width
+        ends = {
+            "q_proj": d + q, "k_proj": d + kv, "v_proj": d + kv, "o_proj": q + d,
+            "gate_proj": d + f, "up_proj": d + f, "down_proj": f + d,
+        }  # fmt: skip
+        names = ends if "all-linear" in targets else targets
+        return self.layers * rank * sum(ends.get(name, 0) for name in names)
+
+    def saved_per_token(self, *, compiled: bool) -> float:
+        """Bytes a token that one layer keeps for its backward pass, in 16 bits.
+
+        They are residuals, norms, q, k, v, the attention's result and three widths of the feed-forward map.
+        """
+        q = self.heads * self.head_width
+        numbers = 4 * self.width + 2 * q + 2 * self.kv_width + 3 * self.feed_forward
+        return 2.0 * numbers * (1.0 if compiled else _UNCOMPILED)
+
+
+LLAMA_7B = Shape(32, 4096, 11008, 32, 32, 128, 32000)
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """One way to run, and what it is predicted to take at its peak (bytes by part, for each GPU)."""
+
+    method: str
+    adam_state: str
+    tokens: int
+    checkpointed_layers: int
+    parts: Mapping[str, int]
+    reason: str = ""
+
+    @property
+    def total(self) -> int:
+        return sum(self.parts.values())
+
+
+def shape_of(config: Any) -> Shape:
+    """The shape in a transformers configuration (LLaMA, Mistral, Qwen and their like)."""
+    heads = int(config.num_attention_heads)
+    return Shape(
+        layers=int(config.num_hidden_layers),
+        width=int(config.hidden_size),
+        feed_forward=int(config.intermediate_size),
+        heads=heads,
+        kv_heads=int(getattr(config, "num_key_value_heads", None) or heads),
+        head_width=int(getattr(config, "head_dim", None) or config.hidden_size // heads),
+        vocabulary=int(config.vocab_size),
+        tied=bool(getattr(config, "tie_word_embeddings", False)),
+    )
+
+
+def predict(
+    shape: Shape,
+    method: str,
+    *,
+    tokens: int,
+    adam_state: str = "fp32",
+    checkpointed_layers: int = 0,
+    compiled: bool = True,
+    rank: int = 16,
+    targets: tuple[str, ...] = ("all-linear",),
+    world: int = 1,
+    bytes_per_number: int = 2,
+) -> Plan:
+    """Bytes at the peak of a step with micro-batches of ``tokens`` tokens; weights and states split over ``world``.
+
+    The peak is at the start of the second backward pass of a step: all gradients are there already.
+    """
+    adapters = shape.lora_parameters(rank, targets)
+    trained = shape.parameters if method == "full" else adapters
+    wide = bytes_per_number == 4
+    saved = shape.saved_per_token(compiled=compiled) * (bytes_per_number / 2)
+    whole = shape.layers - checkpointed_layers
+    # The first layers are the checkpointed ones: when they are computed again, the others' activations are free.
+    activations = tokens * (max(1, whole) * saved + checkpointed_layers * shape.width * bytes_per_number)
+    if method != "full":
+        # Inputs of the adapters beside those of the frozen maps: dropout and low-rank results.
+        activations += tokens * shape.layers * 14 * rank * bytes_per_number
+        if method == "qlora":
+            activations += 3 * shape.width * shape.feed_forward  # one dequantised map, and its transpose for a while
+    chunk = min(4096, tokens)
+    master = 0 if wide else 2
+    parts = {
+        "weights": _weights(shape, method, bytes_per_number) // world,
+        "adapters": 0 if method == "full" else bytes_per_number * adapters,
+        "master (low halves)": master * trained // world,
+        "Adam moments": int((8.0 if wide else STATE_BYTES[adam_state]) * trained) // world,
+        "gradients": bytes_per_number * trained // world,
+        "activations": int(activations),
+        "loss": int(chunk * shape.vocabulary * 10 + 2 * tokens * shape.width * bytes_per_number),
+        "context": CONTEXT,
+    }
+    if world > 1 and method == "full":
+        parts["gathered weights"] = int(3 * shape.parameters / shape.layers * bytes_per_number)
+    return Plan(method, adam_state, tokens, checkpointed_layers, parts)
+
+
+def _weights(shape: Shape, method: str, bytes_per_number: int) -> int:
+    if method != "qlora":
+        return bytes_per_number * shape.parameters
+    rest = shape.parameters - shape.linear_parameters
+    return int(_NF4 * shape.linear_parameters) + 2 * rest
+
+
+def choose(
+    shape: Shape,
+    method: str,
+    memory: int,
+    *,
+    step_tokens: int,
+    longest: int,
+    adam_state: str = "auto",
+    tokens: int = 0,
+    checkpointed_layers: int = -1,
+    **options: Any,
+) -> Plan | None:
+    """The fastest way that fits ``memory`` bytes, with its reason; None when nothing fits.
+
+    In this order: exact moments before small ones, no checkpointing before some, and micro-batches no smaller
+    than is good for the matrix products (4,096 tokens; below that a layer's recomputation is the lesser evil).
+    ``step_tokens`` are the tokens of a large step on this GPU, ``longest`` the longest row.
+    """
+    usable = int(memory * (1 - _MARGIN))
+    states = (adam_state,) if adam_state != "auto" else (("fp32", "bf16", "8bit") if method == "full" else ("fp32",))
+    sizes = [tokens] if tokens else _sizes(step_tokens, longest)
+    good = [size for size in sizes if size >= min(4096, sizes[0])]
+    depths = [checkpointed_layers] if checkpointed_layers >= 0 else [0]
+    every = range(1, shape.layers + 1) if checkpointed_layers < 0 else ()
+    tries = [(state, size, depth) for state in states for size in good for depth in depths]
+    tries += [(state, size, depth) for state in states for depth in every for size in good]
+    tries += [(states[-1], size, depth) for size in sizes for depth in [*depths, *every][-1:]]
+    for state, size, depth in tries:
+        plan = predict(shape, method, tokens=size, adam_state=state, checkpointed_layers=depth, **options)
+        if plan.total <= usable:
+            return replace(plan, reason=_reason(plan, usable, states[0], sizes[0], tokens))
+    return None
+
+
+def _sizes(step_tokens: int, longest: int) -> list[int]:
+    """Micro-batch sizes to try: the step in 1, 2, 3 ... equal parts, down to one longest row."""
+    least = max(longest, 1)
+    sizes: list[int] = []
+    for parts in range(1, 65):
+        size = max(least, -(-int(step_tokens * 1.02) // parts // 64) * 64 + 64)
+        if not sizes or size < sizes[-1]:
+            sizes.append(size)
+    return sizes
+
+
+def _reason(plan: Plan, usable: int, best_state: str, largest: int, given: int) -> str:
+    said = f"{plan.total / 1e9:.1f} GB predicted of {usable / 1e9:.1f} GB usable"
+    if plan.method == "full" and plan.adam_state != best_state:
+        said += f"; Adam moments in {plan.adam_state}, because {best_state} would not fit"
+    if plan.checkpointed_layers:
+        said += f"; {plan.checkpointed_layers} layers are computed twice, because their activations would not fit"
+    if not given and plan.tokens < largest:
+        said += f"; micro-batches of {plan.tokens} tokens, because a whole step ({largest}) would not fit"
+    return said

@@ -1,0 +1,47 @@
+"""One folder that runs anywhere: base and adapter merged, in safetensors, with tokenizer and template."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from selfinstruct.errors import OutputError
+from selfinstruct.student.prompt import save_template
+from selfinstruct.student.weights import load_tokenizer, load_weights, locate, template_of
+
+_PROVENANCE = "selfinstruct_run.json"
+
+
+def merge(name: str, out: Path, *, dtype: str = "bf16") -> Path:
+    """Merge the LoRA adapter of a fine-tuning run (or of an adapter folder) into its base, and write it to ``out``.
+
+    A model without an adapter is written as it is: so a GGUF file becomes a folder. Done on the CPU in 32 bits where
+    an adapter is added, so that rounding happens once. ``out`` appears whole or not at all; OutputError when it is
+    there already.
+    """
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise OutputError(f"{out}: is there already", hint="name another folder with -o")
+    import torch
+
+    source = locate(name)
+    tokenizer = load_tokenizer(source)
+    template = template_of(source, tokenizer)
+    model = load_weights(source, dtype="fp32" if source.adapter else dtype, device="cpu")
+    model = model.to({"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}[dtype])
+    model.config.dtype = model.dtype
+    work = out.with_name(f".{out.name}.tmp")
+    shutil.rmtree(work, ignore_errors=True)
+    try:
+        work.mkdir(parents=True)
+        model.save_pretrained(work)
+        tokenizer.save_pretrained(work)
+        save_template(template, work)
+        if (source.words / _PROVENANCE).is_file():
+            shutil.copyfile(source.words / _PROVENANCE, work / _PROVENANCE)
+        if out.exists():
+            out.rmdir()
+        work.rename(out)
+    except OSError as error:
+        shutil.rmtree(work, ignore_errors=True)
+        raise OutputError(f"{out}: cannot be written ({error.strerror or error})", hint="free some space") from error
+    return out

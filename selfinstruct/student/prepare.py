@@ -1,0 +1,171 @@
+"""What is settled before the first step: rows, tokens, template, schedule, and how to run within memory."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from selfinstruct.errors import EnvironmentFault, UsageError
+from selfinstruct.student import attention, batches, examples, manifest, memory
+from selfinstruct.student.parallel import Group
+from selfinstruct.student.prompt import Template, named_template
+from selfinstruct.student.recipes import Recipe, Runtime
+from selfinstruct.student.tokens import Tokens, tokenise, tokenizer_fingerprint
+from selfinstruct.student.trainee import check_supported, load_tokenizer, read_config
+
+# On a CPU nothing is gained by larger ones.
+_CPU_TOKENS = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A run that could start now."""
+
+    data: str
+    model: str
+    recipe: Recipe
+    tokenizer: Any
+    template: Template
+    train: Tokens
+    validation: Tokens | None
+    steps: int
+    shape: memory.Shape
+    config: Any
+    device: torch.device
+    dtype: torch.dtype
+    kernel: attention.Choice
+    plan: memory.Plan
+    source: examples.Source
+
+    def manifest(self) -> dict[str, Any]:
+        """The run's manifest (see ``manifest.build``)."""
+        import transformers
+
+        return manifest.build(
+            recipe=self.recipe,
+            template=self.template,
+            tokenizer_sha256=tokenizer_fingerprint(self.tokenizer),
+            model=manifest.model_identity(self.model, self.config),
+            data=self.source.identity,
+            train=self.train,
+            validation=self.validation,
+            steps=self.steps,
+            numerics={"dtype": str(self.dtype).removeprefix("torch."), "adam_state": self.plan.adam_state},
+            about=self.source.about,
+            versions={"torch": str(torch.__version__), "transformers": transformers.__version__},
+        )
+
+
+def prepare(data: str, model: str, recipe: Recipe, runtime: Runtime, group: Group, run: Path) -> Prepared:
+    """Read, tokenise, choose. Raises our errors for whatever would not work, before the weights are loaded."""
+    source = examples.read(data)
+    tokenizer = load_tokenizer(model)
+    template = named_template(recipe.template, tokenizer)
+    rows, held_out = _split(source, recipe)
+    limits: dict[str, Any] = {"max_length": recipe.max_length, "loss_on_prompt": recipe.loss_on_prompt}
+    train = tokenise(rows, template, tokenizer, **limits)
+    if not len(train):
+        raise UsageError(
+            f"{data}: the prompts of all {len(rows)} rows fill {recipe.max_length} tokens", hint="raise --max-length"
+        )
+    validation = tokenise(held_out, template, tokenizer, **limits) if held_out else None
+    device, dtype = place(runtime, group)
+    kernel = attention.choose(device, dtype, runtime.attention)
+    config = read_config(model)
+    check_supported(config)
+    steps = max(1, round(recipe.epochs * batches.steps_per_epoch(len(train), recipe.batch)))
+    runtime = _as_begun(run, runtime)
+    plan = plan_for(memory.shape_of(config), recipe, runtime, train, device, dtype, kernel, group)
+    return Prepared(
+        data, model, recipe, tokenizer, template, train, validation, steps, memory.shape_of(config), config,
+        device, dtype, kernel, plan, source,
+    )  # fmt: skip
+
+
+def place(runtime: Runtime, group: Group) -> tuple[torch.device, torch.dtype]:
+    """The device and dtype of a run: this process's GPU in bfloat16 where there is one, else the CPU in fp32."""
+    wanted = runtime.device
+    if wanted == "auto":
+        wanted = "cuda" if torch.cuda.is_available() else "cpu"
+    if wanted == "cuda" and not torch.cuda.is_available():
+        raise EnvironmentFault("--device cuda: torch sees no GPU here", hint="check nvidia-smi, or use --device cpu")
+    device = torch.device(wanted, group.local_rank) if wanted == "cuda" else torch.device(wanted)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    names = {"auto": torch.bfloat16 if device.type == "cuda" else torch.float32,
+             "bf16": torch.bfloat16, "fp32": torch.float32}  # fmt: skip
+    if runtime.dtype not in names:
+        raise UsageError(f"no dtype {runtime.dtype!r}", hint="known: auto, bf16, fp32")
+    return device, names[runtime.dtype]
+
+
+def plan_for(
+    shape: memory.Shape, recipe: Recipe, runtime: Runtime, train: Tokens, device: torch.device, dtype: torch.dtype,
+    kernel: attention.Choice, group: Group,
+) -> memory.Plan:  # fmt: skip
+    """How to run on this device; EnvironmentFault with the remedy when nothing would fit."""
+    longest = int(train.lengths.max())
+    options: dict[str, Any] = {
+        "compiled": runtime.compile and kernel.compiles,
+        "rank": recipe.lora_rank,
+        "targets": recipe.lora_targets,
+        "world": group.world if recipe.method == "full" else 1,
+        "bytes_per_number": 4 if dtype == torch.float32 else 2,
+    }
+    if device.type == "cpu":
+        state = "fp32" if runtime.adam_state == "auto" else runtime.adam_state
+        depth = max(0, runtime.checkpointed_layers)
+        tokens = max(runtime.tokens or _CPU_TOKENS, longest)
+        plan = memory.predict(
+            shape, recipe.method, tokens=tokens, adam_state=state, checkpointed_layers=depth, **options
+        )
+        return replace(plan, reason="on a CPU")
+    order = batches.epoch_order(len(train), recipe.seed, 0)
+    totals = np.add.reduceat(train.lengths[order], np.arange(0, len(order), recipe.batch))
+    free = torch.cuda.mem_get_info(device)[0] + memory.CONTEXT
+    found = memory.choose(
+        shape, recipe.method, free,
+        step_tokens=-(-int(totals.max()) // group.world), longest=longest, adam_state=runtime.adam_state,
+        tokens=max(runtime.tokens, longest) if runtime.tokens else 0,
+        checkpointed_layers=runtime.checkpointed_layers, **options,
+    )  # fmt: skip
+    if found is None:
+        raise EnvironmentFault(
+            f"--method {recipe.method} of this model does not fit the {free / 1e9:.0f} GB that are free on the GPU",
+            hint="see what would: selfinstruct finetune --plan; or try --method lora, --method qlora",
+        )
+    return found
+
+
+def _split(source: examples.Source, recipe: Recipe) -> tuple[list[examples.Example], list[examples.Example]]:
+    """Rows to train on and rows held out: the dataset's own validation split, else ``hold_out`` seeded random rows."""
+    if source.validation or not recipe.hold_out:
+        return list(source.train), list(source.validation)
+    if recipe.hold_out >= len(source.train):
+        raise UsageError(f"cannot hold out {recipe.hold_out} of {len(source.train)} rows", hint="lower --hold-out")
+    order = np.random.default_rng(recipe.seed).permutation(len(source.train))
+    held = set(order[: recipe.hold_out].tolist())
+    train = [row for number, row in enumerate(source.train) if number not in held]
+    return train, [source.train[number] for number in sorted(held)]
+
+
+def _as_begun(run: Path, runtime: Runtime) -> Runtime:
+    """A resumed run keeps the moments' format that it began with, where "auto" would choose anew."""
+    if runtime.adam_state != "auto" or not (run / manifest.RUN_FILE).exists():
+        return runtime
+    numerics: Mapping[str, Any] = manifest.load(run).get("numerics") or {}
+    return replace(runtime, adam_state=str(numerics.get("adam_state") or "auto"))
+
+
+def quieten() -> None:
+    """Settings of the libraries below that a training process wants, unless the user has set them."""
+    # Micro-batches differ in length: without this the allocator's blocks fit none of the next step's tensors.
+    os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")

@@ -1,0 +1,242 @@
+"""A student behind an OpenAI-compatible endpoint on loopback: /v1/models, /v1/chat/completions, /v1/completions.
+
+Requests run together as they come (see ``engine``). A web page must not reach the server through the user's browser:
+requests with a foreign Host (a name rebound to 127.0.0.1) or Origin get 403. Beyond loopback nothing is served without
+a token.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import json
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import urlsplit
+
+from aiohttp import web
+
+from selfinstruct.errors import SelfInstructError, UsageError
+from selfinstruct.student.engine import Request
+from selfinstruct.student.live import LiveEngine
+from selfinstruct.student.loopback import is_loopback
+from selfinstruct.student.prompt import Template
+from selfinstruct.student.reply import Reply
+from selfinstruct.student.sampling import Sampling
+from selfinstruct.student.serve_answers import Piece, Shape, Whole, error_body
+from selfinstruct.student.serve_requests import Asked, read_chat, read_completion
+
+_BODY_BYTES = 8 * 1024 * 1024
+_Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+@dataclass(frozen=True, slots=True)
+class Service:
+    """What is served. ``name`` is the model's name in requests, ``context`` the longest prompt and reply in tokens.
+
+    ``token``: every request must carry it; "" for none.
+    """
+
+    live: LiveEngine
+    tokenizer: Any
+    template: Template
+    name: str
+    context: int
+    token: str = ""
+
+
+class TooLong(UsageError):
+    """A prompt that leaves no room for a reply."""
+
+
+class UnknownModel(UsageError):
+    """A request for another model than the one that is served."""
+
+
+def application(service: Service, *, any_host: bool = False) -> web.Application:
+    """The web application. ``any_host``: a server beyond loopback, where the token guards instead of the Host."""
+    app = web.Application(client_max_size=_BODY_BYTES, middlewares=[_guard(service.token, any_host=any_host), _errors])
+    routes = _Routes(service)
+    app.router.add_get("/health", routes.health)
+    app.router.add_get("/v1/models", routes.models)
+    app.router.add_post("/v1/chat/completions", routes.chat)
+    app.router.add_post("/v1/completions", routes.completions)
+    return app
+
+
+def _guard(token: str, *, any_host: bool) -> Any:
+    @web.middleware
+    async def guard(request: web.Request, handler: _Handler) -> web.StreamResponse:
+        host = urlsplit(f"//{request.headers.get('Host', '')}").hostname or ""
+        if not any_host and not is_loopback(host):
+            return _refusal(403, "this server answers requests to localhost only", "forbidden")
+        origin = request.headers.get("Origin")
+        if origin is not None and not is_loopback(urlsplit(origin).hostname or ""):
+            return _refusal(403, "this server does not answer web pages", "forbidden")
+        given = request.headers.get("Authorization", "").removeprefix("Bearer ").strip()
+        if token and not hmac.compare_digest(given.encode(), token.encode()):
+            return _refusal(401, "the token is missing or wrong", "authentication_error", "invalid_api_key")
+        return await handler(request)
+
+    return guard
+
+
+@web.middleware
+async def _errors(request: web.Request, handler: _Handler) -> web.StreamResponse:
+    try:
+        return await handler(request)
+    except TooLong as error:
+        return _refusal(400, error.message, "invalid_request_error", "context_length_exceeded")
+    except UnknownModel as error:
+        return _refusal(404, error.message, "invalid_request_error", "model_not_found")
+    except UsageError as error:
+        said = f"{error.message}; {error.hint}" if error.hint else error.message
+        return _refusal(400, said, "invalid_request_error")
+    except SelfInstructError as error:
+        return _refusal(503, error.message, "server_error")
+    except web.HTTPException as error:
+        return _refusal(error.status, error.reason, "invalid_request_error")
+
+
+def _refusal(status: int, message: str, kind: str, code: str | None = None) -> web.Response:
+    return web.json_response(error_body(message, kind, code), status=status)
+
+
+class _Routes:
+    def __init__(self, service: Service) -> None:
+        self._service = service
+
+    async def health(self, _request: web.Request) -> web.Response:
+        running, waiting = self._service.live.load
+        good = self._service.live.failure is None
+        body = {"status": "ok" if good else "failed", "running": running, "waiting": waiting}
+        return web.json_response(body, status=200 if good else 503)
+
+    async def models(self, _request: web.Request) -> web.Response:
+        about = {"id": self._service.name, "object": "model", "created": 0, "owned_by": "selfinstruct"}
+        return web.json_response({"object": "list", "data": [{**about, "max_model_len": self._service.context}]})
+
+    async def chat(self, request: web.Request) -> web.StreamResponse:
+        body = await self._body(request)
+        return await self._run(request, read_chat(body, self._service.template, self._service.tokenizer))
+
+    async def completions(self, request: web.Request) -> web.StreamResponse:
+        body = await self._body(request)
+        return await self._run(request, read_completion(body, self._service.tokenizer))
+
+    async def _body(self, request: web.Request) -> Any:
+        try:
+            body = json.loads(await request.read())
+        except (ValueError, RecursionError):
+            raise UsageError("the body is no JSON") from None
+        name = body.get("model") if isinstance(body, dict) else None
+        if name is not None and name != self._service.name:
+            message = f"there is no model {str(name)[:100]!r} here, only {self._service.name!r}"
+            raise UnknownModel(message)
+        return body
+
+    async def _run(self, request: web.Request, asked: Asked) -> web.StreamResponse:
+        jobs = [
+            (prompt, place * asked.n + choice, asked.seed(choice))
+            for place, prompt in enumerate(asked.prompts)
+            for choice in range(asked.n)
+        ]
+        for prompt in asked.prompts:
+            if not prompt or len(prompt) >= self._service.context:
+                raise TooLong(f"a prompt of {len(prompt)} tokens does not fit the context of {self._service.context}")
+        shape = Shape(self._service.name, self._service.tokenizer, asked.is_chat, asked.top_logprobs)
+        counted = sum(len(prompt) for prompt in asked.prompts)
+        if asked.stream:
+            return await self._stream(request, asked, jobs, shape, counted)
+        # A client that leaves cancels this handler, and with it the requests.
+        tasks = [asyncio.create_task(self._whole(asked, *job)) for job in jobs]
+        try:
+            wholes = await asyncio.gather(*tasks)
+        finally:
+            for task in tasks:
+                task.cancel()
+        return web.json_response(shape.answer(wholes, counted))
+
+    async def _whole(self, asked: Asked, prompt: tuple[int, ...], index: int, seed: int) -> Whole:
+        made = Whole("", "length")
+        async with aclosing(self._pieces(asked, prompt, index, seed)) as pieces:
+            async for piece in pieces:
+                made.text += piece.text
+                made.tokens += piece.tokens
+                made.logprobs += piece.logprobs
+                made.new_tokens += piece.new_tokens
+                made.finish = piece.finish or made.finish
+        return made
+
+    async def _pieces(
+        self, asked: Asked, prompt: tuple[int, ...], index: int, seed: int
+    ) -> AsyncGenerator[Piece, None]:
+        """One choice as it comes; a stop text ends it, and what would follow is not computed."""
+        how = asked.sampling
+        room = self._service.context - len(prompt)
+        request = Request(
+            0,
+            prompt,
+            min(room, asked.max_new_tokens or room),
+            Sampling(how.temperature, how.top_p, how.min_p, seed),
+            asked.top_logprobs is not None,
+        )
+        reply = Reply(self._service.tokenizer, asked.stop)
+        reported = 0
+        async with aclosing(self._service.live.stream(request)) as stream:
+            async for news in stream:
+                text = reply.feed(news.tokens)
+                if news.ended:
+                    text += reply.end()
+                finish = "stop" if reply.stopped else news.ended
+                kept = news.tokens
+                if reply.stopped:
+                    kept = kept[: max(0, reply.tokens_in_text - reported)]
+                reported += len(kept)
+                yield Piece(index, text, kept, news.logprobs[: len(kept)], finish, len(news.tokens))
+                if finish:
+                    return
+
+    async def _stream(
+        self, request: web.Request, asked: Asked, jobs: Sequence[Any], shape: Shape, counted: int
+    ) -> web.StreamResponse:
+        response = web.StreamResponse(headers={"Content-Type": "text/event-stream", "Cache-Control": "no-cache"})
+        await response.prepare(request)
+        events: asyncio.Queue[Piece | SelfInstructError] = asyncio.Queue()
+        tasks = [asyncio.create_task(self._forward(asked, job, events)) for job in jobs]
+        try:
+            open_choices, begun, new = len(jobs), set[int](), 0
+            while open_choices:
+                piece = await events.get()
+                if isinstance(piece, SelfInstructError):
+                    await _event(response, error_body(piece.message, "server_error"))
+                    break
+                if piece.text or piece.finish or piece.tokens:
+                    await _event(response, shape.piece(piece, first=piece.index not in begun))
+                    begun.add(piece.index)
+                new += piece.new_tokens
+                open_choices -= piece.finish is not None
+            if asked.usage_in_stream:
+                await _event(response, shape.usage_event(counted, new))
+            await response.write(b"data: [DONE]\n\n")
+        except ConnectionError:
+            pass  # the client left; its requests are cancelled below
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+        return response
+
+    async def _forward(self, asked: Asked, job: Any, events: asyncio.Queue[Piece | SelfInstructError]) -> None:
+        try:
+            async with aclosing(self._pieces(asked, *job)) as pieces:
+                async for piece in pieces:
+                    events.put_nowait(piece)
+        except SelfInstructError as error:
+            events.put_nowait(error)
+
+
+async def _event(response: web.StreamResponse, body: dict[str, Any]) -> None:
+    await response.write(f"data: {json.dumps(body)}\n\n".encode())

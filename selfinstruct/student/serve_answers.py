@@ -1,0 +1,116 @@
+"""The shapes of OpenAI's answers: chat and completions, whole and in pieces."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from selfinstruct.student.engine import TokenLogprobs
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """Some more of one choice. ``finish`` is set with the last piece."""
+
+    index: int
+    text: str
+    tokens: tuple[int, ...] = ()
+    logprobs: tuple[TokenLogprobs, ...] = ()
+    finish: str | None = None
+    new_tokens: int = 0
+
+
+@dataclass(slots=True)
+class Whole:
+    """One choice, complete."""
+
+    text: str
+    finish: str
+    tokens: tuple[int, ...] = ()
+    logprobs: tuple[TokenLogprobs, ...] = ()
+    new_tokens: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """Dresses up the pieces of one request. ``top`` is the number of likeliest tokens to report, None for no report."""
+
+    model: str
+    tokenizer: Any
+    is_chat: bool
+    top: int | None
+    number: str = field(default_factory=lambda: secrets.token_hex(12))
+    created: int = field(default_factory=lambda: int(time.time()))
+
+    def answer(self, choices: Sequence[Whole], prompt_tokens: int) -> dict[str, Any]:
+        """The body for a request that does not stream."""
+        kind = "chat.completion" if self.is_chat else "text_completion"
+        made = []
+        for index, one in enumerate(choices):
+            entry: dict[str, Any] = {"index": index, "finish_reason": one.finish}
+            entry["logprobs"] = self._report(one.tokens, one.logprobs)
+            if self.is_chat:
+                entry["message"] = {"role": "assistant", "content": one.text, "refusal": None}
+            else:
+                entry["text"] = one.text
+            made.append(entry)
+        new = sum(one.new_tokens for one in choices)
+        return {**self._head(kind), "choices": made, "usage": usage(prompt_tokens, new)}
+
+    def piece(self, piece: Piece, *, first: bool) -> dict[str, Any]:
+        """One event of a stream."""
+        entry: dict[str, Any] = {"index": piece.index, "finish_reason": piece.finish}
+        entry["logprobs"] = self._report(piece.tokens, piece.logprobs) if piece.tokens else None
+        if self.is_chat:
+            entry["delta"] = {**({"role": "assistant"} if first else {}), "content": piece.text}
+        else:
+            entry["text"] = piece.text
+        return {**self._head("chat.completion.chunk" if self.is_chat else "text_completion"), "choices": [entry]}
+
+    def usage_event(self, prompt_tokens: int, new_tokens: int) -> dict[str, Any]:
+        """The last event of a stream that was asked for its usage."""
+        kind = "chat.completion.chunk" if self.is_chat else "text_completion"
+        return {**self._head(kind), "choices": [], "usage": usage(prompt_tokens, new_tokens)}
+
+    def _head(self, kind: str) -> dict[str, Any]:
+        prefix = "chatcmpl" if self.is_chat else "cmpl"
+        return {"id": f"{prefix}-{self.number}", "object": kind, "created": self.created, "model": self.model}
+
+    def _report(self, tokens: Sequence[int], logprobs: Sequence[TokenLogprobs]) -> dict[str, Any] | None:
+        if self.top is None:
+            return None
+        pairs = list(zip(tokens, logprobs, strict=False))
+        if self.is_chat:
+            return {"content": [self._chat_entry(token, entry) for token, entry in pairs], "refusal": None}
+        texts = [self._text(token) for token, _ in pairs]
+        return {
+            "tokens": texts,
+            "token_logprobs": [entry.chosen for _, entry in pairs],
+            "top_logprobs": [{self._text(t): value for t, value in entry.top[: self.top]} for _, entry in pairs],
+            "text_offset": [sum(map(len, texts[:place])) for place in range(len(texts))],
+        }
+
+    def _chat_entry(self, token: int, entry: TokenLogprobs) -> dict[str, Any]:
+        top = [self._named(number, value) for number, value in entry.top[: self.top]]
+        return {**self._named(token, entry.chosen), "top_logprobs": top}
+
+    def _named(self, token: int, value: float) -> dict[str, Any]:
+        text = self._text(token)
+        return {"token": text, "logprob": value, "bytes": list(text.encode("utf-8", "replace"))}
+
+    def _text(self, token: int) -> str:
+        return str(self.tokenizer.decode([token]))
+
+
+def usage(prompt_tokens: int, new_tokens: int) -> dict[str, int]:
+    """Token counts of a request: its prompts once, all its choices."""
+    total = prompt_tokens + new_tokens
+    return {"prompt_tokens": prompt_tokens, "completion_tokens": new_tokens, "total_tokens": total}
+
+
+def error_body(message: str, kind: str, code: str | None = None) -> dict[str, Any]:
+    """An error as OpenAI's clients read it."""
+    return {"error": {"message": message, "type": kind, "param": None, "code": code}}

@@ -1,0 +1,267 @@
+"""Finding and loading a model to run: a folder, a fine-tuning run, a GGUF file, or a name on the Hub.
+
+Weights come from safetensors or GGUF only: a pickle can run code while it is read, and so can a model's own Python.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from selfinstruct.errors import MissingPackage, ModelFileError, UsageError
+from selfinstruct.student.prompt import TEMPLATE_FILE, Template, load_template, named_template
+
+if TYPE_CHECKING:
+    import torch
+
+QUANTS = ("8bit", "4bit")
+DTYPES = ("auto", "bf16", "fp16", "fp32")
+_PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Where a model lies, and what to call it.
+
+    ``base`` is a folder, a .gguf file or a name on the Hub; ``adapter`` is a LoRA folder or None.
+    """
+
+    name: str
+    base: str
+    adapter: Path | None = None
+
+    @property
+    def gguf(self) -> Path | None:
+        return Path(self.base) if self.base.endswith(".gguf") else None
+
+    @property
+    def words(self) -> Path:
+        """The folder of template and tokenizer."""
+        return self.adapter or (self.gguf.parent if self.gguf else Path(self.base))
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """A model ready to run. ``end_ids``: tokens that end a reply."""
+
+    source: Source
+    model: Any
+    tokenizer: Any
+    template: Template
+    end_ids: frozenset[int]
+
+
+def locate(name: str) -> Source:
+    """What MODEL means. Raises ModelFileError, with the reason, when nothing there can be loaded."""
+    from selfinstruct.servers import models
+
+    if name in models.SOURCES or name.startswith("hf:"):
+        return Source(name, str(models.find(name)))
+    path = Path(name).expanduser()
+    if path.suffix == ".gguf":
+        return Source(path.stem, str(models.check_gguf(path)))
+    if not path.is_dir():
+        if path.exists() or name.count("/") != 1 or name.startswith((".", "/", "~")):
+            raise ModelFileError(
+                f"{name}: no model there", hint="give a model's folder, a fine-tuning run, a .gguf file or owner/name"
+            )
+        return Source(name, name)
+    for inner in ("model", "adapter"):
+        if (path / inner).is_dir() and not (path / "config.json").exists():
+            return _folder(path / inner, path.name)
+    return _folder(path, path.name)
+
+
+def _folder(path: Path, name: str) -> Source:
+    adapter = path / "adapter_config.json"
+    if adapter.exists():
+        _refuse_pickles(path)
+        base = str(_json(adapter).get("base_model_name_or_path") or "")
+        if not base:
+            raise ModelFileError(f"{adapter}: does not name its base model", hint="write base_model_name_or_path")
+        return Source(name, locate(base).base, path)
+    if not (path / "config.json").exists():
+        raise ModelFileError(f"{path}: holds no model (no config.json)", hint="give the folder of the model itself")
+    _refuse_pickles(path)
+    return Source(name, str(path))
+
+
+def _refuse_pickles(path: Path) -> None:
+    if any(path.glob("*.safetensors")):
+        return
+    found = sorted(file.name for pattern in _PICKLES for file in path.glob(pattern))
+    if found:
+        raise ModelFileError(
+            f"{path}: its weights are pickles ({found[0]}), which can run code while they are read",
+            hint="get the .safetensors of the model, or convert it yourself if you trust its maker",
+        )
+    raise ModelFileError(f"{path}: holds no .safetensors files", hint="copy the weights there")
+
+
+def load_tokenizer(source: Source) -> Any:
+    """The tokenizer, padding on the left. Raises ModelFileError."""
+    from transformers import AutoTokenizer
+
+    own = source.adapter if source.adapter and (source.adapter / "tokenizer_config.json").exists() else None
+    try:
+        if own is None and source.gguf:
+            found = AutoTokenizer.from_pretrained(str(source.gguf.parent), gguf_file=source.gguf.name)
+        else:
+            found = AutoTokenizer.from_pretrained(str(own or source.base), trust_remote_code=False)
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        raise ModelFileError(f"{source.name}: its tokenizer cannot be read ({_short(error)})") from error
+    found.padding_side = "left"
+    return found
+
+
+def template_of(source: Source, tokenizer: Any, wanted: str | None = None) -> Template:
+    """The template to use: the named one, else the one stored with the model, else the tokenizer's chat template,
+    else Alpaca's."""
+    if wanted is not None:
+        return named_template(wanted, tokenizer)
+    if (source.words / TEMPLATE_FILE).exists():
+        return load_template(source.words)
+    return named_template("chat" if getattr(tokenizer, "chat_template", None) else "alpaca", tokenizer)
+
+
+def load(
+    name: str, *, dtype: str = "auto", quant: str | None = None, template: str | None = None, device: str = "auto"
+) -> Loaded:
+    """Load model, tokenizer and template; LoRA adapters are merged into the weights.
+
+    ``dtype`` "auto" is bf16 on a GPU and fp32 on a CPU. ``quant`` (8bit, 4bit) needs bitsandbytes and, with an adapter,
+    keeps the adapter apart. Raises UsageError, MissingPackage, ModelFileError.
+    """
+    source = locate(name)
+    tokenizer = load_tokenizer(source)
+    chosen = template_of(source, tokenizer, template)
+    model = load_weights(source, dtype=dtype, quant=quant, device=device)
+    return Loaded(source, model, tokenizer, chosen, end_ids(chosen, tokenizer, model))
+
+
+def load_weights(source: Source, *, dtype: str = "auto", quant: str | None = None, device: str = "auto") -> Any:
+    """The model alone, in eval mode, on its device."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    if dtype not in DTYPES:
+        raise UsageError(f"unknown dtype {dtype!r}", hint=f"one of {', '.join(DTYPES)}")
+    place = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
+    options: dict[str, Any] = {"dtype": _dtype(dtype, place), "trust_remote_code": False}
+    if quant is not None:
+        options["quantization_config"] = _quantization(quant, source, place)
+    if source.gguf:
+        options["gguf_file"] = source.gguf.name
+    else:
+        options["use_safetensors"] = True
+    if place.type == "cuda":
+        options["device_map"] = {"": place.index or 0}  # straight to the GPU, shard by shard: little memory on the host
+    try:
+        model: Any = AutoModelForCausalLM.from_pretrained(
+            str(source.gguf.parent) if source.gguf else source.base, **options
+        )
+    except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
+        if isinstance(error, torch.OutOfMemoryError):
+            raise ModelFileError(f"{source.name} does not fit the GPU", hint="use --quant 8bit or 4bit") from error
+        raise ModelFileError(f"{source.name} cannot be loaded: {_short(error)}") from error
+    if source.gguf:
+        _forget_gguf(model)
+    if source.adapter:
+        model = _with_adapter(model, source.adapter, merge=quant is None)
+    if quant is None:
+        model.to(place)
+    model.eval().requires_grad_(False)
+    return model
+
+
+def load_config(source: Source) -> Any:
+    """The model's configuration alone; reads no weights (of a GGUF file, its header)."""
+    from transformers import AutoConfig
+
+    try:
+        if source.gguf:
+            return AutoConfig.from_pretrained(str(source.gguf.parent), gguf_file=source.gguf.name)
+        return AutoConfig.from_pretrained(source.base, trust_remote_code=False)
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        raise ModelFileError(f"{source.name}: its configuration cannot be read ({_short(error)})") from error
+
+
+def end_ids(template: Template, tokenizer: Any, model: Any = None) -> frozenset[int]:
+    """Tokens that end a reply: the template's, the tokenizer's and those of the model's generation settings."""
+    found: set[int] = {template.eos_id(tokenizer)}
+    configured = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
+    for one in (tokenizer.eos_token_id, *(configured if isinstance(configured, list) else [configured])):
+        if one is not None:
+            found.add(int(one))
+    return frozenset(found)
+
+
+def _dtype(name: str, place: torch.device) -> torch.dtype:
+    import torch
+
+    if name == "auto":
+        return torch.bfloat16 if place.type == "cuda" else torch.float32
+    return {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}[name]
+
+
+def _quantization(quant: str, source: Source, place: torch.device) -> Any:
+    import torch
+
+    if quant not in QUANTS:
+        raise UsageError(f"unknown --quant {quant!r}", hint=f"one of {', '.join(QUANTS)}")
+    if source.gguf:
+        raise UsageError("--quant does not go with a GGUF file", hint="give the model's safetensors folder")
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise MissingPackage(f"--quant {quant} needs bitsandbytes", hint="pip install 'selfinstruct[qlora]'")
+    if place.type != "cuda":
+        raise UsageError(f"--quant {quant} needs a GPU", hint="on a CPU run a GGUF file through llama.cpp")
+    import transformers
+
+    config: Any = transformers.BitsAndBytesConfig
+    if quant == "8bit":
+        return config(load_in_8bit=True)
+    return config(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=torch.bfloat16,
+    )
+
+
+def _with_adapter(model: Any, folder: Path, *, merge: bool) -> Any:
+    if importlib.util.find_spec("peft") is None:
+        raise MissingPackage("LoRA adapters need the package peft", hint="pip install 'selfinstruct[train]'")
+    from peft import PeftModel
+
+    try:
+        adapted = PeftModel.from_pretrained(model, str(folder), use_safetensors=True)
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        raise ModelFileError(f"{folder}: the adapter does not fit its base: {_short(error)}") from error
+    return adapted.merge_and_unload() if merge else adapted.get_base_model()
+
+
+def _forget_gguf(model: Any) -> None:
+    """The weights are plain now, but the configuration still says gguf, and could not be saved."""
+    for holder, name in ((model.config, "quantization_config"), (model, "hf_quantizer")):
+        if hasattr(holder, name):
+            delattr(holder, name)
+    model.is_quantized = False
+    model.quantization_method = None
+
+
+def _json(path: Path) -> Mapping[str, Any]:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ModelFileError(f"{path}: cannot be read ({_short(error)})") from error
+    if not isinstance(found, dict):
+        raise ModelFileError(f"{path}: is not what it should be")
+    return found
+
+
+def _short(error: BaseException) -> str:
+    return " ".join(str(error).split())[:300] or type(error).__name__

@@ -1,0 +1,1 @@
+"""The chaos suite: a run killed at random, at every file operation, on failing disks. ``make chaos`` prints a table."""

@@ -1,0 +1,231 @@
+"""Merged, exported, read again: the weights stay; pickles are refused; llama.cpp gives the same greedy text."""
+
+from __future__ import annotations
+
+import json
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch", reason="the student room needs torch")
+pytest.importorskip("transformers", reason="the student room needs transformers")
+gguf = pytest.importorskip("gguf", reason="export needs gguf")
+
+from student_tiny import tiny_config, tiny_model, tiny_tokenizer  # noqa: E402
+
+from selfinstruct.errors import ModelFileError, OutputError, UsageError  # noqa: E402
+from selfinstruct.student.export_gguf import _interleave, _llama3_frequencies, export  # noqa: E402
+from selfinstruct.student.gguf_words import BYTE, CONTROL, NORMAL, UNKNOWN, UNUSED, read_words  # noqa: E402
+from selfinstruct.student.merge import merge  # noqa: E402
+from selfinstruct.student.prompt import ALPACA_LORA, load_template, save_template  # noqa: E402
+from selfinstruct.student.weights import load, load_weights, locate  # noqa: E402
+
+# peft asks transformers for a name that transformers 5.23 has renamed.
+pytestmark = pytest.mark.filterwarnings("ignore:.*gradient_checkpointing:FutureWarning")
+IDS = [[1, 5, 9, 200, 31, 7, 7, 80]]
+
+
+def logits(model: Any) -> Any:
+    with torch.inference_mode():
+        return model.float()(torch.tensor(IDS)).logits
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A tiny model; its tokenizer has one merge, because none at all is something that GGUF readers do not expect."""
+    made = tiny_model(tmp_path / "tiny", initializer_range=0.2)
+    words = json.loads((made / "tokenizer.json").read_text(encoding="utf-8"))
+    words["model"]["vocab"]["re"] = len(words["model"]["vocab"])
+    words["model"]["merges"] = [["r", "e"]]
+    (made / "tokenizer.json").write_text(json.dumps(words), encoding="utf-8")
+    return made
+
+
+@pytest.fixture
+def adapter(folder: Path, tmp_path: Path) -> Path:
+    """A LoRA adapter with weights that change the answer, as a finished run leaves it."""
+    peft = pytest.importorskip("peft", reason="adapters need peft")
+    config = peft.LoraConfig(r=4, target_modules=["q_proj", "v_proj"], init_lora_weights=False)
+    adapted = peft.get_peft_model(load_weights(locate(str(folder))), config)
+    adapted.peft_config["default"].base_model_name_or_path = str(folder)
+    adapted.save_pretrained(tmp_path / "run" / "adapter")
+    tiny_tokenizer().save_pretrained(tmp_path / "run" / "adapter")
+    save_template(ALPACA_LORA, tmp_path / "run" / "adapter")
+    return tmp_path / "run"
+
+
+def test_a_merged_run_answers_as_base_with_adapter(folder: Path, adapter: Path, tmp_path: Path) -> None:
+    from peft import PeftModel
+
+    base = load_weights(locate(str(folder)))
+    plain = logits(base)
+    expected = logits(PeftModel.from_pretrained(base, str(adapter / "adapter")))
+    out = merge(str(adapter), tmp_path / "merged", dtype="fp32")
+    torch.testing.assert_close(logits(load_weights(locate(str(out)))), expected, atol=1e-5, rtol=1e-5)
+    assert not torch.allclose(plain, expected, atol=1e-3)
+    assert load_template(out) == ALPACA_LORA
+    assert load(str(adapter)).template == ALPACA_LORA
+    assert not list(out.glob("adapter*"))
+
+
+def test_merge_does_not_write_over_anything(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "mine").write_text("x")
+    with pytest.raises(OutputError):
+        merge(str(folder), tmp_path / "out")
+
+
+@pytest.mark.parametrize(("kind", "gap"), [("f16", 2e-3), ("q8_0", 0.05)])
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_an_exported_file_read_again_gives_the_same_logits(folder: Path, tmp_path: Path, kind: str, gap: float) -> None:
+    out = export(str(folder), tmp_path / "out.gguf", kind)
+    expected = logits(load_weights(locate(str(folder))))
+    seen = logits(load_weights(locate(str(out)), dtype="fp32"))
+    assert float((seen - expected).abs().max() / expected.abs().max()) < gap
+    fields = gguf.GGUFReader(out).fields
+    assert fields["llama.attention.head_count_kv"].contents() == 2
+    assert fields["tokenizer.ggml.eos_token_id"].contents() == 2
+    assert fields["tokenizer.ggml.add_bos_token"].contents() is True
+
+
+def test_a_model_read_from_gguf_can_be_saved_as_safetensors(folder: Path, tmp_path: Path) -> None:
+    out = export(str(folder), tmp_path / "out.gguf", "f16")
+    made = merge(str(out), tmp_path / "back", dtype="fp32")
+    expected = logits(load_weights(locate(str(folder))))
+    assert float((logits(load_weights(locate(str(made)))) - expected).abs().max()) < 2e-2
+
+
+def test_export_refuses_what_it_would_get_wrong(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="unknown kind"):
+        export(str(folder), tmp_path / "a.gguf", "q4")
+    (tmp_path / "there.gguf").write_text("x")
+    with pytest.raises(OutputError):
+        export(str(folder), tmp_path / "there.gguf", "f16")
+    found = json.loads((folder / "tokenizer.json").read_text())
+    found["pre_tokenizer"] = {"type": "Whitespace"}
+    (folder / "tokenizer.json").write_text(json.dumps(found))
+    with pytest.raises(UsageError, match="splits texts"):
+        export(str(folder), tmp_path / "a.gguf", "f16")
+    (folder / "config.json").write_text(
+        json.dumps({**json.loads((folder / "config.json").read_text()), "model_type": "gpt2"})
+    )
+    with pytest.raises(UsageError, match="Llama family"):
+        export(str(folder), tmp_path / "a.gguf", "f16")
+    assert not (tmp_path / "a.gguf").exists()
+
+
+def test_pickles_are_refused_by_name(folder: Path) -> None:
+    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+    with pytest.raises(ModelFileError, match="pickles"):
+        load(str(folder))
+
+
+@pytest.mark.parametrize("name", ["nowhere", "./no/where", "/no/where.gguf", "a/b/c"])
+def test_a_model_that_is_not_there_is_said_to_be_missing(name: str) -> None:
+    with pytest.raises(ModelFileError):
+        locate(name)
+
+
+def test_heads_turn_in_pairs() -> None:
+    rows = np.arange(8, dtype=np.float32)[:, None]
+    assert _interleave(rows, 2)[:, 0].tolist() == [0, 2, 1, 3, 4, 6, 5, 7]
+
+
+def test_llama3_positions_are_those_of_transformers() -> None:
+    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+    rope = {
+        "rope_type": "llama3", "rope_theta": 500000.0, "factor": 8.0, "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0, "original_max_position_embeddings": 8192,
+    }  # fmt: skip
+    config = tiny_config(hidden_size=512, rope_parameters=rope)
+    expected, _ = ROPE_INIT_FUNCTIONS["llama3"](config, "cpu")
+    plain = 1.0 / 500000.0 ** (np.arange(0, 128, 2) / 128)
+    factors = _llama3_frequencies(config.to_dict())
+    assert factors is not None
+    np.testing.assert_allclose(plain / factors, expected.numpy(), rtol=1e-5)
+
+
+def spm_tokenizer(folder: Path) -> Any:
+    """A SentencePiece-like tokenizer as LLaMA's is converted: byte fallback, merges, a space in front."""
+    from tokenizers import Tokenizer, decoders, models, normalizers, processors
+    from transformers import PreTrainedTokenizerFast
+
+    merges = [("r", "e"), ("re", "d"), ("▁", "red"), ("l", "u"), ("b", "lu"), ("▁", "b"), ("blu", "e"), ("▁", "blue")]
+    vocabulary = {"<unk>": 0, "<s>": 1, "</s>": 2} | {f"<0x{byte:02X}>": 3 + byte for byte in range(256)}
+    for piece in ["".join(pair) for pair in merges] + list("▁redblu"):
+        vocabulary.setdefault(piece, len(vocabulary))
+    tokenizer = Tokenizer(models.BPE(vocabulary, merges, unk_token="<unk>", fuse_unk=True, byte_fallback=True))
+    tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    tokenizer.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
+    tokenizer.post_processor = processors.TemplateProcessing("<s> $A", special_tokens=[("<s>", 1)])
+    made = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", unk_token="<unk>", pad_token="</s>"
+    )
+    made.save_pretrained(folder)
+    return made
+
+
+def test_sentencepiece_words_keep_their_order_of_merges(tmp_path: Path) -> None:
+    spm_tokenizer(tmp_path)
+    words = read_words(tmp_path, 300)
+    assert (words.kind, words.space_prefix, len(words.pieces)) == ("llama", True, 300)
+    assert [words.kinds[number] for number in (0, 1, 3, 259, 299)] == [UNKNOWN, CONTROL, BYTE, NORMAL, UNUSED]
+    score = dict(zip(words.pieces, words.scores, strict=True))
+    assert score["re"] > score["red"] > score["▁red"] > score["blu"] > score["b"]
+
+
+def ask_llama_cpp(url: str, body: dict[str, Any], path: str = "/completions") -> Any:
+    base = url if path == "/completions" else url.removesuffix("/v1")
+    request = urllib.request.Request(base + path, json.dumps(body).encode(), {"content-type": "application/json"})
+    with urllib.request.urlopen(request, timeout=120) as response:
+        return json.load(response)
+
+
+@pytest.mark.slow
+def test_llama_cpp_cuts_texts_as_the_sentencepiece_tokenizer_does(tmp_path: Path) -> None:
+    pytest.importorskip("xllamacpp", reason="serving GGUF needs xllamacpp")
+    from selfinstruct.servers.llama_cpp import LlamaCppServer
+
+    folder = tiny_model(tmp_path / "tiny")
+    tokenizer = spm_tokenizer(folder)
+    out = export(str(folder), tmp_path / "out.gguf", "f16")
+    with LlamaCppServer(out, slots=1, context_per_slot=256) as server:
+        for text in ("red blue", "  blue redé", "x", "re d\nblu e"):
+            seen = ask_llama_cpp(server.url, {"content": text, "add_special": True}, "/tokenize")["tokens"]
+            assert seen == tokenizer(text)["input_ids"], text
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_an_exported_smollm2_says_in_llama_cpp_what_it_says_in_transformers(tmp_path: Path) -> None:
+    pytest.importorskip("xllamacpp", reason="serving GGUF needs xllamacpp")
+    from selfinstruct.servers import models
+    from selfinstruct.servers.llama_cpp import LlamaCppServer
+
+    try:
+        models.find("smollm2")
+    except ModelFileError:
+        pytest.skip("the embedded model is not on this machine: selfinstruct model pull smollm2")
+    folder = merge("smollm2", tmp_path / "smollm2", dtype="fp32")
+    loaded = load(str(folder))
+    texts = ["The capital of France is", "Write a list of 3 fruits:\n1.", "In 1984, 127 people"]
+    expected = []
+    for text in texts:
+        ids = torch.tensor([loaded.tokenizer(text)["input_ids"]])
+        with torch.inference_mode():
+            made = loaded.model.generate(
+                ids, attention_mask=torch.ones_like(ids), max_new_tokens=16, do_sample=False, pad_token_id=2
+            )
+        expected.append(loaded.tokenizer.decode(made[0, ids.shape[1] :], skip_special_tokens=True))
+    for kind in ("f16", "q8_0"):
+        out = export(str(folder), tmp_path / f"{kind}.gguf", kind)
+        with LlamaCppServer(out, slots=1, context_per_slot=256) as server:
+            seen = [
+                ask_llama_cpp(server.url, {"prompt": text, "max_tokens": 16, "temperature": 0})["choices"][0]["text"]
+                for text in texts
+            ]
+        assert seen == expected, kind

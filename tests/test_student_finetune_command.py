@@ -1,0 +1,139 @@
+# ruff: noqa: E402 - the packages are looked for first
+"""``selfinstruct finetune``: what it prints, where it stops, how it exits."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+torch = pytest.importorskip("torch", reason="the student needs the train extra")
+pytest.importorskip("transformers", reason="the student needs the train extra")
+
+import typer
+from student_tiny import make_rows, tiny_model, write_rows
+from typer.testing import CliRunner, Result
+
+from selfinstruct.cli import finetune as command
+from selfinstruct.dataset import store
+from selfinstruct.errors import UsageError
+from selfinstruct.student.examples import read
+from selfinstruct.student.trainer import Trainer
+
+pytestmark = pytest.mark.filterwarnings("default")
+app = typer.Typer()
+app.callback()(lambda: None)
+command.register(app)
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
+    folder = tmp_path_factory.mktemp("made")
+    return str(write_rows(folder / "rows.jsonl", 20)), str(tiny_model(folder / "model"))
+
+
+def finetune(*arguments: str) -> Result:
+    return CliRunner().invoke(app, ["finetune", *arguments])
+
+
+def test_a_stopped_run_exits_4_and_the_same_command_ends_it(made: tuple[str, str], tmp_path: Path) -> None:
+    rows, model = made
+    flags = [rows, "--model", model, "-o", str(tmp_path / "run"), "--batch", "8", "--epochs", "1", "--json"]
+    stopped = finetune(*flags, "--max-steps", "1")
+    assert stopped.exit_code == 4
+    assert "the same command resumes it" in stopped.stderr
+    assert json.loads(stopped.stdout)["step"] == 1
+    ended = finetune(*flags)
+    assert ended.exit_code == 0, ended.stderr
+    found = json.loads(ended.stdout)
+    assert (found["end"], found["step"], found["steps"]) == ("done", 3, 3)
+    assert found["folder"] == str(tmp_path / "run" / "model")
+
+
+def test_each_automatic_choice_is_said_with_its_reason(made: tuple[str, str], tmp_path: Path) -> None:
+    rows, model = made
+    said = finetune(rows, "--model", model, "-o", str(tmp_path / "run"), "--batch", "8", "--max-steps", "1").stderr
+    assert "20 rows" in said
+    assert "attention: sdpa (no flash: flash_attn is not installed; no varlen: it needs a GPU" in said
+    assert "Adam moments in fp32" in said
+
+
+def test_a_signal_ends_the_run_after_its_step_with_a_checkpoint(
+    made: tuple[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows, model = made
+    step = Trainer.step
+
+    def interrupted(self: Trainer, number: int) -> Any:
+        if number == 1:
+            signal.raise_signal(signal.SIGTERM)
+        return step(self, number)
+
+    monkeypatch.setattr(Trainer, "step", interrupted)
+    ended = finetune(rows, "--model", model, "-o", str(tmp_path / "run"), "--batch", "8")
+    assert ended.exit_code == 143
+    assert [folder.name for folder in (tmp_path / "run").glob("checkpoint-*")] == ["checkpoint-00000002"]
+
+
+def test_the_plan_needs_no_model_and_no_data() -> None:
+    shown = finetune("--plan")
+    assert shown.exit_code == 0
+    assert "141 GB  full" in shown.stdout
+    fits = json.loads(finetune("--plan", "--json").stdout)["fits"]
+    assert {fit["card_gb"] for fit in fits} == {12, 16, 24, 48, 80, 141}
+
+
+def test_the_plan_reads_the_shape_of_a_model(made: tuple[str, str]) -> None:
+    found = json.loads(finetune("--plan", "--model", made[1], "--json").stdout)
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(made[1])
+    assert found["parameters"] == sum(p.numel() for p in model.parameters())
+
+
+@pytest.mark.parametrize(
+    ("flags", "code", "said"),
+    [
+        ([], 2, "finetune needs DATASET"),
+        (["nowhere", "--model", "MODEL"], 2, "no such dataset or file"),
+        (["ROWS", "--model", "./nowhere"], 3, "no such folder"),
+        (["ROWS", "--model", "MODEL", "--recipe", "best"], 2, "no recipe 'best'"),
+        (["ROWS", "--model", "MODEL", "--template", "chat"], 2, "no chat template"),
+        (["ROWS", "--model", "MODEL", "--max-length", "20"], 2, "fill 20 tokens"),
+        (["ROWS", "--model", "MODEL", "--attention", "varlen"], 2, "needs a GPU"),
+    ],
+)
+def test_mistakes_are_told_with_a_remedy(
+    made: tuple[str, str], tmp_path: Path, flags: list[str], code: int, said: str
+) -> None:
+    names = {"ROWS": made[0], "MODEL": made[1]}
+    ended = finetune(*[names.get(flag, flag) for flag in flags], "-o", str(tmp_path / "run"), "--device", "cpu")
+    assert ended.exit_code == code
+    assert said in ended.stderr
+    assert "hint: " in ended.stderr
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_dataset_version_is_read_by_split_and_named_by_its_hashes(tmp_path: Path) -> None:
+    arrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    root = tmp_path / "dataset"
+    root.mkdir()
+    work = store.new_work_folder(root)
+    shards = []
+    for split, count in (("train", 5), ("validation", 2)):
+        parquet.write_table(arrow.Table.from_pylist(make_rows(count)), work / "new.parquet")
+        digest = hashlib.sha256((work / "new.parquet").read_bytes()).hexdigest()
+        name = f"{split}-00000-of-00001-{digest[:12]}.parquet"
+        size = (work / "new.parquet").rename(work / name).stat().st_size
+        shards.append(store.Shard(split, name, count, size, digest))
+    store.commit(root, work, 1, shards, {"teacher": "scripted"})
+    found = read(f"{root}@v1")
+    assert (len(found.train), len(found.validation)) == (5, 2)
+    assert found.identity == {"dataset": "dataset", "version": "v1", "files": {s.name: s.sha256 for s in shards}}
+    assert found.about["teacher"] == "scripted"
+    with pytest.raises(UsageError, match="no version"):
+        read(f"{root}@v9")

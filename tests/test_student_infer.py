@@ -1,0 +1,145 @@
+"""``infer``: rows in, answers out, nothing asked twice; and what fits which card."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("torch", reason="the student room needs torch")
+pytest.importorskip("transformers", reason="the student room needs transformers")
+
+from student_tiny import tiny_model, write_rows
+
+from selfinstruct.errors import DamagedFile, EnvironmentFault, IdentityError, OutputError, UsageError
+from selfinstruct.student import answers, infer_plan, questions
+from selfinstruct.student.infer import InferOptions, Outcome, infer
+from selfinstruct.student.memory import CARDS, LLAMA_7B
+from selfinstruct.student.questions import Question
+
+SHORT = InferOptions(max_new_tokens=6)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_model(tmp_path_factory.mktemp("model") / "tiny")
+
+
+def lines(path: Path) -> list[dict[str, object]]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def answer(folder: Path, out: Path, rows: list[Question], options: InferOptions = SHORT) -> Outcome:
+    return infer(str(folder), rows, out, options)
+
+
+def test_answers_stand_in_the_order_of_the_rows(folder: Path, tmp_path: Path) -> None:
+    rows = questions.read(str(write_rows(tmp_path / "rows.jsonl", 7)))
+    outcome = answer(folder, tmp_path / "out.jsonl", rows)
+    found = lines(tmp_path / "out.jsonl")
+    assert [row["row"] for row in found] == list(range(7))
+    assert [row["instruction"] for row in found] == [row.instruction for row in rows]
+    assert (outcome.rows, outcome.answered) == (7, 7)
+    assert found[0]["reference"] == rows[0].reference
+    assert found[0]["generator"] == "tiny"
+
+
+def test_a_killed_command_goes_on_and_ends_as_an_unbroken_one(folder: Path, tmp_path: Path) -> None:
+    rows = questions.read(str(write_rows(tmp_path / "rows.jsonl", 6)))
+    whole, broken = tmp_path / "whole.jsonl", tmp_path / "broken.jsonl"
+    sampled = InferOptions(max_new_tokens=6, temperature=1.0, seed=3)
+    answer(folder, whole, rows, sampled)
+    content = whole.read_bytes().splitlines(keepends=True)
+    broken.write_bytes(content[4] + content[1] + content[0][:20])
+    assert answer(folder, broken, rows, sampled).answered == 4
+    assert broken.read_bytes() == whole.read_bytes()
+    assert answer(folder, broken, rows, sampled).answered == 0
+
+
+def test_parquet_gathers_beside_and_ends_in_one_file(folder: Path, tmp_path: Path) -> None:
+    rows = questions.read(str(write_rows(tmp_path / "rows.jsonl", 5)))
+    out = tmp_path / "out.parquet"
+    with answers.opened(out, "0", rows) as (file, left):
+        file.add(left[0], "said", "tiny", "stop", (1, 2))
+    assert not out.exists()
+    (tmp_path / "out.parquet.partial.jsonl").unlink()
+    answer(folder, out, rows)
+    assert not (tmp_path / "out.parquet.partial.jsonl").exists()
+    assert [row.instruction for row in questions.read(str(out))] == [row.instruction for row in rows]
+    assert answer(folder, out, rows).answered == 0
+
+
+def test_rows_of_other_settings_are_not_mixed(folder: Path, tmp_path: Path) -> None:
+    rows = questions.read(str(write_rows(tmp_path / "rows.jsonl", 2)))
+    out = tmp_path / "out.jsonl"
+    answer(folder, out, rows)
+    with pytest.raises(IdentityError):
+        answer(folder, out, rows, InferOptions(max_new_tokens=7))
+    answer(folder, out, rows, InferOptions(max_new_tokens=6, batch=1, engine="transformers"))
+
+
+def test_a_changed_row_is_answered_again(folder: Path, tmp_path: Path) -> None:
+    rows = questions.read(str(write_rows(tmp_path / "rows.jsonl", 3)))
+    answer(folder, tmp_path / "out.jsonl", rows)
+    rows[1] = Question(1, "another one")
+    assert answer(folder, tmp_path / "out.jsonl", rows).answered == 1
+    assert lines(tmp_path / "out.jsonl")[1]["instruction"] == "another one"
+
+
+def test_a_prompt_without_room_gets_an_empty_answer(folder: Path, tmp_path: Path) -> None:
+    rows = [Question(0, "short"), Question(1, "long " * 300)]
+    outcome = answer(folder, tmp_path / "out.jsonl", rows)
+    assert outcome.too_long == 1
+    assert [row["finish"] for row in lines(tmp_path / "out.jsonl")] == ["length", "too_long"]
+
+
+def test_a_foreign_file_is_not_written_over(folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out.jsonl"
+    out.write_text('{"mine": 1}\n')
+    with pytest.raises(DamagedFile):
+        answer(folder, out, [Question(0, "a")])
+    assert out.read_text() == '{"mine": 1}\n'
+
+
+def test_two_writers_are_one_too_many(tmp_path: Path) -> None:
+    with (
+        answers.opened(tmp_path / "out.jsonl", "0", []),
+        pytest.raises(OutputError, match="another process"),
+        answers.opened(tmp_path / "out.jsonl", "0", []),
+    ):
+        pass
+
+
+def test_questions_come_from_csv_json_and_prompts(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text('instruction,input\n"two\nlines",x\n', encoding="utf-8")
+    (tmp_path / "a.json").write_text('[{"prompt": "p", "output": null}]', encoding="utf-8")
+    assert questions.read(str(tmp_path / "a.csv")) == [Question(0, "two\nlines", "x")]
+    assert questions.read(str(tmp_path / "a.json")) == [Question(0, "p")]
+
+
+def test_all_bad_rows_are_named_at_once(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('{"instruction": ""}\n{bad\n{"instruction": "a", "input": 3}\n')
+    with pytest.raises(UsageError) as caught:
+        questions.read(str(tmp_path / "a.jsonl"))
+    assert [word in str(caught.value) for word in ("row 1", "row 2", "row 3")] == [True] * 3
+
+
+@pytest.mark.parametrize("bad", [{"max_new_tokens": 0}, {"temperature": -1.0}, {"top_p": 0.0}, {"engine": "x"}])
+def test_settings_out_of_range_are_refused_first(folder: Path, tmp_path: Path, bad: dict[str, object]) -> None:
+    with pytest.raises(UsageError):
+        answer(folder, tmp_path / "out.jsonl", [Question(0, "a")], InferOptions(**bad))  # type: ignore[arg-type]
+
+
+def test_vllm_is_not_pretended(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(EnvironmentFault, match="vLLM cannot run this"):
+        answer(folder, tmp_path / "out.jsonl", [Question(0, "a")], InferOptions(engine="vllm"))
+
+
+def test_7b_does_not_fit_12_gb_in_16_bits_and_does_in_8_and_4() -> None:
+    plans = {plan.form: plan for plan in infer_plan.table(LLAMA_7B, columns=768) if plan.memory == CARDS[12]}
+    assert plans["bf16"].slots == 0
+    assert plans["int8"].slots >= 4
+    assert plans["4bit"].slots > plans["int8"].slots
+    assert plans["bf16"].weights == 2 * LLAMA_7B.parameters
+    assert all(plan.total <= plan.memory for plan in infer_plan.table(LLAMA_7B, columns=768) if plan.slots)

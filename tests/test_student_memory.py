@@ -1,0 +1,57 @@
+"""Predicted memory: checked against measured peaks, and the truth about small machines. Needs no torch."""
+
+from __future__ import annotations
+
+import pytest
+
+from selfinstruct.student import fits
+from selfinstruct.student.memory import CARDS, LLAMA_7B, choose, predict
+from selfinstruct.student.recipes import recipe
+
+
+def test_llama_7b_has_its_number_of_parameters() -> None:
+    assert LLAMA_7B.parameters == 6_738_415_616
+    assert LLAMA_7B.lora_parameters(8, ("q_proj", "v_proj")) == 4_194_304
+
+
+@pytest.mark.parametrize(
+    ("compiled", "tokens", "measured_gib"), [(True, 8192, 71), (False, 8192, 85), (False, 16384, 131)]
+)
+def test_predictions_meet_peaks_measured_on_an_h200(compiled: bool, tokens: int, measured_gib: float) -> None:
+    # Those runs had bfloat16 moments, no master weights, and one micro-batch a step: no gradients at the peak.
+    plan = predict(LLAMA_7B, "full", tokens=tokens, adam_state="bf16", compiled=compiled)
+    total = plan.total - plan.parts["master (low halves)"] - plan.parts["gradients"]
+    assert total / 2**30 == pytest.approx(measured_gib, rel=0.06)
+
+
+def test_full_training_takes_exact_moments_where_they_fit_and_says_why_not() -> None:
+    big = choose(LLAMA_7B, "full", CARDS[141], step_tokens=18000, longest=512)
+    small = choose(LLAMA_7B, "full", CARDS[80], step_tokens=18000, longest=512)
+    assert big is not None
+    assert small is not None
+    assert (big.adam_state, big.checkpointed_layers) == ("fp32", 0)
+    assert small.adam_state == "8bit"
+    assert "because fp32 would not fit" in small.reason
+    assert choose(LLAMA_7B, "full", CARDS[48], step_tokens=18000, longest=512) is None
+
+
+def test_layers_are_recomputed_only_when_memory_asks_for_it() -> None:
+    roomy = choose(LLAMA_7B, "lora", CARDS[80], step_tokens=18000, longest=512)
+    tight = choose(LLAMA_7B, "lora", CARDS[24], step_tokens=18000, longest=512)
+    assert roomy is not None
+    assert tight is not None
+    assert roomy.checkpointed_layers == 0 < tight.checkpointed_layers
+    assert "computed twice" in tight.reason
+
+
+def test_every_plan_fits_its_card() -> None:
+    for fit in fits.fits(LLAMA_7B, recipe("alpaca-7b")):
+        assert fit.plan is None or fit.plan.total < CARDS[fit.card_gb]
+
+
+def test_the_plan_tells_the_truth_about_a_12_gb_card() -> None:
+    text = fits.as_text("LLaMA-7B", LLAMA_7B, recipe("alpaca-7b"))
+    assert " 12 GB  full    does not fit" in text
+    assert " 12 GB  lora    does not fit" in text
+    assert "QLoRA from 6." in text
+    assert fits.least(LLAMA_7B, "qlora", recipe(None, "qlora")).total < 8 * 2**30

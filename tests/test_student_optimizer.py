@@ -1,0 +1,84 @@
+# ruff: noqa: E402 - the packages are looked for first
+"""The update equals AdamW on fp32 masters, whatever the weights and moments are kept in."""
+
+from __future__ import annotations
+
+import pytest
+
+torch = pytest.importorskip("torch", reason="the student needs the train extra")
+
+from selfinstruct.student.optimizer import AdamSettings, SplitAdamW, global_norm
+from selfinstruct.student.rounding import join_halves, narrow, noise, split_halves, widen
+
+
+def run(state: str, steps: int = 60) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """(start, our masters, AdamW's fp32 weights) after some steps on the same gradients."""
+    torch.manual_seed(3)
+    start = torch.randn(64, 128).bfloat16()
+    ours, reference = torch.nn.Parameter(start.clone()), torch.nn.Parameter(start.float())
+    adam = SplitAdamW(iter([("w", ours)]), AdamSettings(state=state, weight_decay=0.1, max_norm=0.0))
+    wanted = torch.optim.AdamW([reference], lr=1e-4, weight_decay=0.1)
+    direction = torch.randn(64, 128)
+    for _ in range(steps):
+        grad = (direction + torch.randn(64, 128)).bfloat16() * 1e-3
+        ours.grad, reference.grad = grad.clone(), grad.float()
+        adam.step(1e-4, torch.ones(()))
+        wanted.step()
+    master = join_halves(ours.detach().view(torch.int16).view(-1), adam.state_tensors()["w/low"])
+    return start.float().view(-1), master, reference.detach().view(-1)
+
+
+def test_updates_of_split_weights_are_exactly_those_of_fp32_masters() -> None:
+    start, master, reference = run("fp32")
+    assert (master - reference).abs().max() < 2e-7 * start.abs().max() * 4
+    # At this rate most steps are far below a bfloat16 step: without the low halves nothing would have moved.
+    assert (master - start).abs().mean() > 1e-3
+
+
+@pytest.mark.parametrize(("state", "most"), [("bf16", 0.02), ("8bit", 0.06)])
+def test_small_moments_follow_the_exact_ones(state: str, most: float) -> None:
+    start, master, reference = run(state)
+    gone = (reference - start).abs().mean()
+    assert (master - reference).abs().mean() / gone < most
+    # Unbiased: the errors cancel over the parameters.
+    assert (master - reference).mean().abs() / gone < most / 10
+
+
+def test_halves_join_to_the_same_bits() -> None:
+    torch.manual_seed(0)
+    numbers = torch.cat([torch.randn(1000) * 10.0**p for p in range(-20, 20, 4)] + [torch.tensor([0.0, -0.0, 1.5])])
+    high, low = split_halves(numbers)
+    assert torch.equal(join_halves(high, low).view(torch.int32), numbers.view(torch.int32))
+    # Halves are rounded away from zero where PyTorch rounds to even; all else is the nearest bfloat16.
+    nearest = high.view(torch.bfloat16).float()
+    assert torch.all((nearest - numbers).abs() <= (numbers.bfloat16().float() - numbers).abs())
+
+
+def test_stochastic_rounding_has_no_bias_and_repeats() -> None:
+    value = torch.full((200_000,), 1.0 + 0.3 / 128)  # 30 % of the way between two bfloat16 numbers
+    dither = noise(0, value, torch.tensor(12345, dtype=torch.int32))
+    rounded = widen(narrow(value, dither))
+    assert set(rounded.unique().tolist()) == {1.0, 1.0 + 1 / 128}
+    assert rounded.mean().item() == pytest.approx(value[0].item(), abs=3e-5)
+    assert torch.equal(dither, noise(0, value, torch.tensor(12345, dtype=torch.int32)))
+    assert not torch.equal(dither, noise(0, value, torch.tensor(12346, dtype=torch.int32)))
+
+
+def test_a_second_moment_keeps_moving_in_bf16() -> None:
+    parameter = torch.nn.Parameter(torch.zeros(64, 128).bfloat16())
+    adam = SplitAdamW(iter([("w", parameter)]), AdamSettings(state="bf16", max_norm=0.0))
+    for _ in range(400):
+        parameter.grad = torch.ones_like(parameter)
+        adam.step(0.0, torch.ones(()))
+    v = widen(adam.state_tensors()["w/v"])
+    assert v.mean().item() == pytest.approx(1 - 0.999**400, rel=0.02)
+
+
+def test_clipping_goes_by_the_global_norm() -> None:
+    gradients = [torch.full((3,), 2.0), torch.full((4,), -1.0).bfloat16()]
+    assert global_norm(gradients).item() == pytest.approx(4.0)
+    parameter = torch.nn.Parameter(torch.zeros(4))
+    adam = SplitAdamW(iter([("w", parameter)]), AdamSettings(max_norm=1.0))
+    parameter.grad = torch.full((4,), 5.0)
+    adam.step(0.1, torch.tensor(10.0))
+    assert adam.state_tensors()["w/m"].tolist() == pytest.approx([0.05] * 4)

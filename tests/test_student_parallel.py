@@ -1,0 +1,74 @@
+"""Two processes give the losses of one; started as torchrun starts them, over gloo on the CPU."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("torch", reason="the student needs the train extra")
+pytest.importorskip("transformers", reason="the student needs the train extra")
+
+from student_tiny import tiny_model, write_rows
+
+pytestmark = [pytest.mark.filterwarnings("default"), pytest.mark.slow]  # six processes import torch
+
+PROGRAM = """
+import json, sys
+from dataclasses import replace
+from pathlib import Path
+from selfinstruct.student.finetune import finetune
+from selfinstruct.student.recipes import Recipe, Runtime
+rows, model, run, method, stop = sys.argv[1:6]
+recipe = Recipe("test", batch=8, lr=3e-3, epochs=1, max_length=256, warmup=2, method=method, lora_rank=4, hold_out=4)
+outcome = finetune(rows, model, Path(run), recipe, Runtime(device="cpu", tokens=1024, max_steps=int(stop)))
+print(json.dumps({"end": outcome.end, "losses": outcome.losses, "evaluations": outcome.evaluations}))
+"""
+
+
+def start(world: int, *arguments: str) -> list[dict[str, object]]:
+    """Run the program in ``world`` processes; what each printed last."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    shared = {**os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1",
+              "GLOO_SOCKET_IFNAME": "lo"}  # fmt: skip
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", PROGRAM, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+            env={**shared, **({"WORLD_SIZE": str(world), "RANK": str(r), "LOCAL_RANK": str(r)} if world > 1 else {})},
+        )
+        for r in range(world)
+    ]  # fmt: skip
+    try:
+        ended = [process.communicate(timeout=100) for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    assert [process.returncode for process in processes] == [0] * world, ended[0][1][-2000:]
+    return [json.loads(out.splitlines()[-1]) for out, _ in ended]
+
+
+@pytest.mark.parametrize("method", ["full", "lora"])
+def test_two_processes_give_the_losses_of_one(tmp_path: Path, method: str) -> None:
+    rows, model = write_rows(tmp_path / "rows.jsonl", 36), tiny_model(tmp_path / "model")
+    alone = start(1, str(rows), str(model), str(tmp_path / "one"), method, "0")[0]
+    first = start(2, str(rows), str(model), str(tmp_path / "two"), method, "2")
+    second = start(2, str(rows), str(model), str(tmp_path / "two"), method, "0")
+    assert [f["end"] for f in first] == ["limit", "limit"]
+    both = [*first[0]["losses"], *second[0]["losses"]]  # type: ignore[misc]
+    assert both == pytest.approx(alone["losses"], rel=1e-5)
+    assert second[0]["losses"] == second[1]["losses"]
+    assert second[0]["evaluations"][-1] == pytest.approx(alone["evaluations"][-1], rel=1e-5)  # type: ignore[index]
+    from safetensors.torch import load_file
+
+    inner, file = ("model", "model.safetensors") if method == "full" else ("adapter", "adapter_model.safetensors")
+    one, two = (load_file(tmp_path / run / inner / file) for run in ("one", "two"))
+    assert one.keys() == two.keys()
+    for name in one:
+        assert (one[name] - two[name]).abs().max() < 1e-4

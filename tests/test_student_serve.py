@@ -1,0 +1,280 @@
+"""The served student: OpenAI's shapes, honoured fields, refused ones, and who may ask."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Awaitable, Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("torch", reason="the student room needs torch")
+pytest.importorskip("transformers", reason="the student room needs transformers")
+
+import aiohttp
+from aiohttp import web
+from student_tiny import tiny_model, tiny_tokenizer
+
+from selfinstruct.backends.http import HttpBackend, Sampling
+from selfinstruct.errors import ModelNotFound, PromptRefused, SelfInstructError, ServerError, UsageError
+from selfinstruct.records import Prompt
+from selfinstruct.student import serving
+from selfinstruct.student.dialogue import encode_dialogue
+from selfinstruct.student.loopback import is_loopback
+from selfinstruct.student.prompt import ALPACA
+from selfinstruct.student.reply import Reply
+from selfinstruct.student.serve import Service, application
+from selfinstruct.student.weights import load
+
+ASK = {"messages": [{"role": "user", "content": "count stars"}], "max_tokens": 8}
+Ask = Callable[..., Awaitable[tuple[int, Any]]]
+
+
+@pytest.fixture(scope="module")
+def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    loaded = load(str(tiny_model(tmp_path_factory.mktemp("model") / "tiny", initializer_range=0.2)))
+    made = serving.open_service(loaded, slots=4, context=400)
+    yield made
+    made.live.close()
+
+
+def served(service: Service, work: Callable[[str, Ask], Awaitable[Any]], **options: Any) -> Any:
+    """Run ``work(url, ask)`` while the service is up."""
+
+    async def up() -> Any:
+        runner = web.AppRunner(application(service, **options), handler_cancellation=True)
+        await runner.setup()
+        await web.TCPSite(runner, "127.0.0.1", 0).start()
+        url = f"http://127.0.0.1:{runner.addresses[0][1]}"
+        try:
+            async with aiohttp.ClientSession() as session:
+
+                async def ask(path: str, body: Any = None, **headers: str) -> tuple[int, Any]:
+                    verb = session.get if body is None else session.post
+                    data = body if isinstance(body, str) or body is None else json.dumps(body)
+                    async with verb(url + path, data=data, headers=headers) as response:
+                        text = await response.text()
+                        return response.status, json.loads(text) if text.startswith("{") else text
+
+                return await work(url, ask)
+        finally:
+            await runner.cleanup()
+
+    return asyncio.run(up())
+
+
+def asked(service: Service, path: str, body: Any = None, **headers: str) -> tuple[int, Any]:
+    async def work(_url: str, ask: Ask) -> Any:
+        return await ask(path, body, **headers)
+
+    return served(service, work)  # type: ignore[no-any-return]
+
+
+def chat(service: Service, **more: Any) -> Any:
+    status, body = asked(service, "/v1/chat/completions", {**ASK, **more})
+    assert status == 200, body
+    return body
+
+
+def test_models_names_the_student(service: Service) -> None:
+    status, body = asked(service, "/v1/models")
+    assert (status, body["data"][0]["id"]) == (200, "student")
+    assert asked(service, "/health")[1]["status"] == "ok"
+
+
+def test_the_same_seed_gives_the_same_text_and_n_gives_n_different_ones(service: Service) -> None:
+    first, again = chat(service, seed=5, n=3), chat(service, seed=5, n=3)
+    texts = [choice["message"]["content"] for choice in first["choices"]]
+    assert texts == [choice["message"]["content"] for choice in again["choices"]]
+    assert len(set(texts)) == 3
+    assert first["usage"]["completion_tokens"] <= 24
+    assert chat(service, seed=6)["choices"][0]["message"]["content"] not in texts
+
+
+def test_stop_texts_end_the_reply_and_are_not_in_it(service: Service) -> None:
+    whole = chat(service, seed=1, max_tokens=30)["choices"][0]["message"]["content"]
+    stop = whole[5:7]
+    cut = chat(service, seed=1, max_tokens=30, stop=[stop])["choices"][0]
+    assert cut["message"]["content"] == whole[: whole.find(stop)]
+    assert cut["finish_reason"] == "stop"
+
+
+def test_logprobs_cover_each_token_of_the_text(service: Service) -> None:
+    choice = chat(service, temperature=0, logprobs=True, top_logprobs=2)["choices"][0]
+    entries = choice["logprobs"]["content"]
+    assert "".join(entry["token"] for entry in entries) == choice["message"]["content"]
+    assert all(len(entry["top_logprobs"]) == 2 and entry["logprob"] <= 0 for entry in entries)
+    body = {"prompt": "red", "temperature": 0, "max_tokens": 4, "logprobs": 1}
+    legacy = asked(service, "/v1/completions", body)[1]["choices"][0]["logprobs"]
+    assert [len(legacy[name]) for name in ("tokens", "token_logprobs", "top_logprobs", "text_offset")] == [4] * 4
+
+
+def test_a_stream_says_what_the_whole_answer_says(service: Service) -> None:
+    whole = chat(service, seed=2, n=2)
+    body = {**ASK, "seed": 2, "n": 2, "stream": True, "stream_options": {"include_usage": True}}
+    _, text = asked(service, "/v1/chat/completions", body)
+    events = [json.loads(line[6:]) for line in text.split("\n\n") if line.startswith("data: {")]
+    assert text.endswith("data: [DONE]\n\n")
+    told = ["", ""]
+    for event in events[:-1]:
+        told[event["choices"][0]["index"]] += event["choices"][0]["delta"]["content"]
+    assert told == [choice["message"]["content"] for choice in whole["choices"]]
+    assert events[-1]["usage"] == whole["usage"]
+
+
+def test_many_requests_at_once_answer_as_alone(service: Service) -> None:
+    bodies = [{"prompt": f"{number} " * number, "seed": number, "max_tokens": 6} for number in range(1, 12)]
+
+    async def work(_url: str, ask: Ask) -> Any:
+        together = await asyncio.gather(*(ask("/v1/completions", body) for body in bodies))
+        alone = [await ask("/v1/completions", body) for body in bodies]
+        return together, alone
+
+    together, alone = served(service, work)
+    texts = [[body["choices"][0]["text"] for _, body in answers] for answers in (together, alone)]
+    assert texts[0] == texts[1]
+
+
+def test_several_prompts_and_token_ids_are_answered_in_order(service: Service) -> None:
+    ids = service.tokenizer("blue")["input_ids"]
+    body = {"prompt": ["red", "blue"], "temperature": 0, "n": 1}
+    texts = [choice["text"] for choice in asked(service, "/v1/completions", body)[1]["choices"]]
+    assert len(texts) == 2
+    assert asked(service, "/v1/completions", {**body, "prompt": ids})[1]["choices"][0]["text"] == texts[1]
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ({"Host": "evil.example"}, 403),
+        ({"Host": "127.0.0.1.evil.example:80"}, 403),
+        ({"Origin": "https://evil.example"}, 403),
+        ({"Origin": "null"}, 403),
+        ({"Origin": "http://localhost:3000"}, 200),
+        ({"Host": "localhost:1"}, 200),
+        ({"Host": "[::1]:80"}, 200),
+    ],
+)
+def test_foreign_hosts_and_web_pages_are_turned_away(service: Service, headers: dict[str, str], status: int) -> None:
+    assert asked(service, "/v1/models", None, **headers)[0] == status
+
+
+def test_a_token_is_asked_for_where_one_is_set(service: Service) -> None:
+    guarded = Service(service.live, service.tokenizer, service.template, "student", 400, token="secret")
+
+    async def work(_url: str, ask: Ask) -> Any:
+        return [
+            (await ask("/v1/models"))[0],
+            (await ask("/v1/models", None, Authorization="Bearer wrong"))[0],
+            (await ask("/v1/models", None, Authorization="Bearer secret", Host="any.example"))[0],
+        ]
+
+    assert served(guarded, work, any_host=True) == [401, 401, 200]
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "status", "word"),
+    [
+        ("/v1/completions", "{bad", 400, "JSON"),
+        ("/v1/completions", [1], 400, "object"),
+        ("/v1/completions", {"prompt": []}, 400, "prompt"),
+        ("/v1/completions", {"prompt": [99999]}, 400, "token ids"),
+        ("/v1/completions", {"prompt": "a", "echo": True}, 400, "echo"),
+        ("/v1/completions", {"prompt": "a", "best_of": 3}, 400, "best_of"),
+        ("/v1/completions", {"prompt": "a", "temperature": -1}, 400, "temperature"),
+        ("/v1/completions", {"prompt": "a", "n": 0}, 400, "n:"),
+        ("/v1/completions", {"prompt": "a", "max_tokens": True}, 400, "max_tokens"),
+        ("/v1/completions", {"prompt": "a", "stop": [1]}, 400, "stop"),
+        ("/v1/completions", {"prompt": "a " * 900}, 400, "does not fit"),
+        ("/v1/completions", {"prompt": "a", "model": "gpt"}, 404, "only 'student'"),
+        ("/v1/chat/completions", {"messages": []}, 400, "no messages"),
+        ("/v1/chat/completions", {"messages": [{"role": "assistant", "content": "a"}]}, 400, "alternate"),
+        ("/v1/chat/completions", {**ASK, "response_format": {"type": "json_object"}}, 400, "response_format"),
+        ("/v1/chat/completions", {**ASK, "tools": [{}]}, 400, "tools"),
+        ("/v1/other", {}, 404, "Not Found"),
+    ],
+)
+def test_what_is_not_honoured_is_refused_by_name(
+    service: Service, path: str, body: Any, status: int, word: str
+) -> None:
+    seen, answer = asked(service, path, body)
+    assert seen == status
+    assert word in answer["error"]["message"]
+
+
+def test_our_own_client_understands_it(service: Service) -> None:
+    async def work(url: str, _ask: Ask) -> Any:
+        found: list[Any] = []
+        for model, api, text in (
+            ("student", "completions", "red"),
+            ("student", "completions", "a " * 900),
+            ("gpt", "completions", "red"),
+        ):
+            backend = HttpBackend(
+                base_url=f"{url}/v1", model=model, api_key=None, api=api,  # type: ignore[arg-type]
+                sampling=Sampling(1.0, 0.9, 0.05), timeout=30, max_in_flight=2,
+            )  # fmt: skip
+            try:
+                found.append(await backend.complete(Prompt(1, "alpaca", text=text, max_new_tokens=5, seed=1)))
+            except SelfInstructError as error:
+                found.append(type(error))
+            await backend.aclose()
+        return found
+
+    good, long, other = served(service, work)
+    assert (good.finish, good.completion_tokens) == ("length", 5)
+    assert (long, other) == (PromptRefused, ModelNotFound)
+
+
+def test_a_broken_engine_is_told_to_all_and_to_health(tmp_path: Path) -> None:
+    loaded = load(str(tiny_model(tmp_path / "tiny")))
+    broken = serving.open_service(loaded, slots=2, context=64)
+    loaded.model.model.layers[0].mlp.down_proj.weight = None
+
+    async def work(_url: str, ask: Ask) -> Any:
+        body = {"prompt": "a"}
+        return [(await ask(path, body))[0] for path in ("/v1/completions",) * 2], (await ask("/health"))[0]
+
+    assert served(broken, work) == ([503, 503], 503)
+    assert isinstance(broken.live.failure, ServerError)
+    broken.live.close()
+
+
+def test_a_reply_shows_whole_characters_and_holds_back_what_may_be_a_stop() -> None:
+    tokenizer = tiny_tokenizer()
+    ids = tokenizer("aé💡 STOP b", add_special_tokens=False)["input_ids"]
+    reply = Reply(tokenizer, ["STOP", "💡x"])
+    pieces = [reply.feed([token]) for token in ids]
+    assert "".join(pieces) == "aé💡 "
+    assert all("\ufffd" not in piece for piece in pieces)
+    assert (reply.stopped, reply.end(), reply.text) == (True, "", "aé💡 ")
+    open_end = Reply(tokenizer, ["bcd"])
+    assert [open_end.feed([token]) for token in tokenizer("abc", add_special_tokens=False)["input_ids"]] == [
+        "a",
+        "",
+        "",
+    ]
+    assert (open_end.end(), open_end.text) == ("bc", "abc")
+
+
+def test_a_conversation_is_made_of_turns_as_they_were_trained() -> None:
+    tokenizer = tiny_tokenizer()
+    turns = [
+        {"role": "user", "content": "a"},
+        {"role": "assistant", "content": "b"},
+        {"role": "user", "content": "c"},
+    ]
+    ids = encode_dialogue(ALPACA, tokenizer, turns)
+    first, last = (ALPACA.encode_prompt(tokenizer, text) for text in "ac")
+    assert ids == [*first, *tokenizer("b", add_special_tokens=False)["input_ids"], 2, *last[1:]]
+    with pytest.raises(UsageError):
+        encode_dialogue(ALPACA, tokenizer, turns[:2])
+
+
+@pytest.mark.parametrize(
+    ("host", "inside"), [("127.0.0.9", True), ("::1", True), ("localhost", True), ("10.0.0.1", False)]
+)
+def test_loopback_is_told_from_the_world(host: str, inside: bool) -> None:
+    assert is_loopback(host) == inside
