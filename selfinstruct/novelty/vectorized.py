@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Iterator, Sequence
+from itertools import accumulate, pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -92,10 +93,9 @@ class VectorizedEngine:
     def profile(self, text: str, k: int) -> Profile:
         profile, lengths, ids = self._profile, self._lengths.view, self._look_up(text)
         if len(profile) < len(self):
-            new = lengths[len(profile) :]
-            ends = np.cumsum(new) + (len(self._tokens) - new.sum())
-            stretches = zip((ends - new).tolist(), ends.tolist(), strict=True)
-            profile.extend([self._tokens[start:end] for start, end in stretches], len(self._vocabulary))
+            new = lengths[len(profile) :].tolist()
+            bounds = pairwise(accumulate(new, initial=len(self._tokens) - sum(new)))
+            profile.extend([self._tokens[start:end] for start, end in bounds], len(self._vocabulary))
         matches = common_tokens(row_of(ids), profile.long_rows, self._rows)
         return profile.profile(ids, matches, lengths[profile.long_rows].tolist() if matches else [], k)
 
