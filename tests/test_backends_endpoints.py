@@ -122,6 +122,7 @@ def test_a_hanging_endpoint_holds_only_what_it_has() -> None:
     assert len(hangs.started) <= 8
 
 
+@pytest.mark.slow
 def test_an_outage_costs_a_probe_now_and_then_and_ends_for_all() -> None:
     start = time.monotonic()
     place = Place(lambda n: 0.005 if time.monotonic() - start > 2.5 else TransientFault("503"))
@@ -131,6 +132,7 @@ def test_an_outage_costs_a_probe_now_and_then_and_ends_for_all() -> None:
     assert time.monotonic() - start < 6
 
 
+@pytest.mark.slow
 def test_patience_ends_with_the_fault_and_not_with_a_lost_prompt() -> None:
     place = Place(lambda n: TransientFault("503"))
     started = time.monotonic()
@@ -168,6 +170,7 @@ def test_a_prompt_that_never_gets_a_usable_answer_is_skipped_while_others_are_se
     assert len(place.started) == 6
 
 
+@pytest.mark.slow
 def test_a_teacher_that_never_says_anything_usable_is_reported_soon() -> None:
     found = ask([Place(lambda n: UnusableAnswer("empty answer"))], 8)
     assert any(isinstance(one, Stopped) and "none is usable" in one.message for one in found)

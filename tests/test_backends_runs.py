@@ -40,6 +40,7 @@ def test_a_server_that_refuses_every_prompt_stops_the_run(run: Any, teacher: Sta
     assert len(server.requests) <= 8 + 4
 
 
+@pytest.mark.slow
 def test_refused_prompts_are_counted_by_reason_and_asked_once() -> None:
     promise, tried, violations = faults.refused_prompts()
     assert (tried, violations) == (len(faults.REFUSED), []), promise

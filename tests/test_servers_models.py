@@ -163,6 +163,7 @@ def start_pull() -> subprocess.Popen[bytes]:
     return subprocess.Popen([sys.executable, "-c", PULL, str(here), str(here.parent)], stdout=subprocess.PIPE)
 
 
+@pytest.mark.slow
 def test_two_processes_may_pull_at_the_same_time(cache: Path, index: Path) -> None:
     pulls = [start_pull() for _ in range(2)]
     assert [Path(pull.communicate()[0].decode().strip()) for pull in pulls] == [cache / SOURCE.file_name] * 2
@@ -170,6 +171,7 @@ def test_two_processes_may_pull_at_the_same_time(cache: Path, index: Path) -> No
     assert leftovers(cache) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("delay_s", [0.4, 0.8, 1.2])
 def test_a_killed_pull_leaves_no_half_file_and_the_next_one_completes(cache: Path, index: Path, delay_s: float) -> None:
     pull = start_pull()
