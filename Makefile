@@ -55,7 +55,7 @@ $(VENV)/.local: pyproject.toml setup.py | $(VENV)/bin/python
 # torch first and by itself: another package would bring the largest build there is.
 $(VENV)/.all: pyproject.toml setup.py | $(VENV)/bin/python
 	$(BIN)/pip install -q '$(TORCH)'
-	$(BIN)/pip install -q -e '.[dev,local,train]'
+	$(BIN)/pip install -q -e '.[dev,local,train,trl]'
 	@touch $@
 
 $(VENV)/.dev: pyproject.toml setup.py | $(VENV)/bin/python

@@ -16,18 +16,18 @@ from urllib.parse import urlsplit
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
 
-from selfinstruct import durable
+from selfinstruct import config_file, durable
 from selfinstruct.errors import OutputError, UsageError
 
 DEFAULT_TEACHER = "local:smollm2"
 OPENAI_URL = "https://api.openai.com/v1"
-MAX_CONFIG_BYTES = 1 << 20
-MAX_CONFIG_BRACKETS = 1000  # PyYAML's scanner takes time quadratic in the depth: minutes for 50,000
+MAX_SHOWN, MAX_PROBLEMS_SHOWN = 80, 20  # characters of a wrong value; wrong settings
+MAX_URL = 2000
 
 # Identity: another value would give other rows, so a run keeps it for life and resuming with another is refused.
 IDENTITY = frozenset(
     "method language teacher form api shots tasks temperature top_p min_p max_new_tokens threshold tokenizer seed "
-    "pool_lag validation".split()
+    "pool_lag validation secrets".split()
 )
 # Runtime: how, where and how long the same rows are made. (What seeds and evaluation sets hold is identity: hashes.)
 RUNTIME = frozenset(
@@ -63,6 +63,7 @@ class RunConfig(BaseModel):
     seed: int = Field(42, ge=0, lt=2**63, description="random seed of the prompts")
     pool_lag: int = Field(512, ge=1, le=100_000, description="requests a prompt lags behind the pool")
     validation: float = Field(0.02, ge=0, le=0.5, description="share of the rows in the validation split")
+    secrets: Literal["flag", "mask", "drop"] = Field("flag", description="what to do with secret or personal text")
 
     seeds: str | None = Field(None, description="seed file (JSON lines); default: those that ship")
     decontaminate: Annotated[tuple[str, ...], BeforeValidator(_as_list)] = Field(
@@ -88,11 +89,8 @@ class RunConfig(BaseModel):
     @classmethod
     def _check_urls(cls, urls: tuple[str, ...]) -> tuple[str, ...]:
         for url in urls:
-            parts = urlsplit(url)
-            if parts.scheme not in ("http", "https") or not parts.hostname:
-                raise ValueError(f"{_without_credentials(url)!r} is no http(s) URL; write http://host:port/v1")
-            if parts.username or parts.password or parts.query or parts.fragment:
-                raise ValueError("a base URL holds no credentials and no query; put the key into a variable")
+            if wrong := _url_problem(url):
+                raise ValueError(wrong)
         return tuple(url.rstrip("/") for url in urls)
 
     @property
@@ -150,6 +148,30 @@ class RunConfig(BaseModel):
         return as_yaml(self.model_dump(mode="json"))
 
 
+def host_of(url: str) -> str:
+    """The host of a URL; "" where its host or port is none that can be connected to."""
+    try:
+        parts = urlsplit(url)
+        host, port = parts.hostname or "", parts.port
+    except ValueError:  # its text repeats the URL
+        return ""
+    labels = [] if ":" in host else host.removesuffix(".").split(".")
+    can_be = port != 0 and len(host) <= 253 and host.isascii() and all(0 < len(label) < 64 for label in labels)
+    return host if can_be else ""
+
+
+def _url_problem(url: str) -> str:
+    """What is wrong with a base URL, "" for nothing; what may be a password or a key in it is not repeated."""
+    if set("@?#") & set(url):
+        return "a base URL holds no credentials and no query; put the key into a variable"
+    shown = repr(_seen(url.partition(";")[0]))
+    if not url.lower().startswith(("http://", "https://")) or not host_of(url):
+        return f"{shown} is no http(s) URL with a host and port that can be; write http://host:port/v1"
+    if not url.isprintable() or " " in url or len(url) > MAX_URL:
+        return f"{shown} holds characters that no URL has, or more than {MAX_URL}"
+    return ""
+
+
 def as_yaml(settings: Mapping[str, Any]) -> str:
     """Settings as the text of a config file; also those that another release recorded."""
     return yaml.safe_dump(dict(settings), sort_keys=False, allow_unicode=True)
@@ -168,8 +190,9 @@ def load(file: Path | None, environment: Mapping[str, str], flags: Mapping[str, 
     from_environment = {
         name: environment[key] for name in fields if (key := f"SELFINSTRUCT_{name.upper()}") in environment
     }
+    if file:
+        values, sources = config_file.read(file)
     for source, found in (
-        (str(file), _read_yaml(file) if file else {}),
         ("the environment (SELFINSTRUCT_...)", from_environment),
         ("the command line", {name: value for name, value in flags.items() if value is not None}),
     ):
@@ -189,56 +212,33 @@ def load_file(path: Path) -> RunConfig:
     return load(path, {}, {})
 
 
-def _read_yaml(path: Path) -> dict[str, Any]:
-    try:
-        with path.open("rb") as stream:
-            raw = stream.read(MAX_CONFIG_BYTES + 1)
-    except OSError as error:
-        raise UsageError(f"{path}: cannot be read ({error.strerror or error})", hint="check --config FILE") from None
-    if len(raw) > MAX_CONFIG_BYTES:
-        raise UsageError(f"{path}: larger than {MAX_CONFIG_BYTES // 1024} KiB; this is no config file")
-    try:
-        text = raw.decode("utf-8-sig")
-        if text.count("[") + text.count("{") > MAX_CONFIG_BRACKETS:
-            raise UsageError(f"{path}: more than {MAX_CONFIG_BRACKETS} brackets; this is no config file")
-        if any(isinstance(token, yaml.AliasToken) for token in yaml.scan(text)):
-            raise UsageError(f"{path}: holds a YAML alias (*name)", hint="write the value out")
-        found = yaml.safe_load(text)
-    except UnicodeDecodeError:
-        raise UsageError(f"{path}: not UTF-8 text", hint="save it as UTF-8") from None
-    except (yaml.YAMLError, RecursionError, ValueError) as error:
-        where = getattr(error, "problem_mark", None)
-        line = f":{where.line + 1}" if where else ""
-        raise UsageError(f"{path}{line}: not YAML ({getattr(error, 'problem', None) or 'unreadable'})") from None
-    if found is None:
-        return {}
-    if not isinstance(found, dict) or not all(isinstance(key, str) for key in found):
-        raise UsageError(f"{path}: not a list of `name: value` lines", hint="see: selfinstruct config show")
-    return found
-
-
 def _explain(error: ValidationError, sources: Mapping[str, str]) -> list[str]:
     lines = []
-    for problem in error.errors(include_url=False):
+    problems = error.errors(include_url=False)
+    for problem in problems[:MAX_PROBLEMS_SHOWN]:
         name = str(problem["loc"][0]) if problem["loc"] else "settings"
         where = sources.get(name, "defaults")
         if problem["type"] == "extra_forbidden":
-            near = difflib.get_close_matches(name, RunConfig.model_fields, n=1)
+            near = difflib.get_close_matches(name[:MAX_SHOWN], RunConfig.model_fields, n=1)
             said = f"unknown{f'; did you mean {near[0]!r}?' if near else ''}"
+        elif name == "base_url" and problem["type"] == "value_error":
+            said = problem["msg"].removeprefix("Value error, ")  # says itself what can be shown of a URL
+        elif name == "api_key_env":  # a key is given here by mistake
+            said = "takes the NAME of the variable that holds the key, such as OPENAI_API_KEY; never the key"
         else:
-            said = f"{problem['msg'].removeprefix('Value error, ')} (seen: {_seen(name, problem['input'])})"
-        lines.append(f"  {name} in {where}: {said}")
+            said = f"{problem['msg'].removeprefix('Value error, ')} (seen: {_seen(problem['input'])!r})"
+        lines.append(f"  {_seen(name)} in {where}: {said}")
+    if len(problems) > len(lines):
+        lines.append(f"  ... and {len(problems) - len(lines)} more")
     return lines
 
 
-def _seen(name: str, value: object) -> str:
-    text = str(value)[:80]
-    return repr(_without_credentials(text) if name == "base_url" else text)
-
-
-def _without_credentials(url: str) -> str:
-    scheme, at, rest = url.rpartition("@")
-    return f"{scheme.split('//')[0]}//***@{rest}" if at else url
+def _seen(value: object) -> str:
+    """A value, cut where a word ends: half a key would not be known for one."""
+    text = str(value)
+    return (
+        text if len(text) <= MAX_SHOWN else text[: text.rfind(" ", 0, MAX_SHOWN) + 1] + f"... ({len(text)} characters)"
+    )
 
 
 def write_config(config: RunConfig, path: Path) -> None:

@@ -23,7 +23,8 @@
     ├── TransientFault                    4   retryable: busy, rate limit, lost connection, unreadable answer
     │   ├── RateLimited                       carries the wait that the server asked for
     │   └── UnusableAnswer                    a proper answer with nothing in it
-    └── PromptRefused                     4   this prompt will never be answered; skip and count it
+    ├── PromptRefused                     4   this prompt will never be answered; skip and count it
+    └── GivenUp                           4   this prompt was not answered while others were; asked again on resume
 """
 
 from __future__ import annotations
@@ -153,5 +154,16 @@ class PromptRefused(SelfInstructError):
     exit_code = 4
 
     def __init__(self, message: str, *, reason: str = "refused", hint: str = "") -> None:
+        super().__init__(message, hint=hint)
+        self.reason = reason
+
+
+class GivenUp(SelfInstructError):
+    """This prompt met nothing but faults while others were answered; skip it, count it, ask it again on resume."""
+
+    exit_code = 4
+    retryable = True
+
+    def __init__(self, message: str, *, reason: str, hint: str = "") -> None:
         super().__init__(message, hint=hint)
         self.reason = reason

@@ -9,9 +9,9 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
-Finish = Literal["stop", "length", "refused"]
+Finish = Literal["stop", "length", "refused", "given_up"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +48,7 @@ class Prompt:
     Exactly one of ``messages`` (chat) and ``text`` (raw completion) is set. ``prefix`` is the part of the prompt
     that the reply continues ("" for a fresh reply). ``max_new_tokens`` is in tokens. ``schema`` is a JSON schema that
     the reply must obey, for backends that accept one. ``seed`` is a sampling seed for servers that honour it.
+    ``was_given_up`` by an earlier command: a few attempts are enough.
     """
 
     request_no: int
@@ -60,6 +61,7 @@ class Prompt:
     schema: Mapping[str, Any] | None = None
     shown_ids: tuple[str, ...] = ()
     seed: int | None = None
+    was_given_up: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +69,7 @@ class Completion:
     """One reply, in our words: what the provider calls things is translated once, in the backend.
 
     Token counts are what the server reports, 0 where it reports none. ``seconds`` is wall time of the successful
-    attempt, ``attempts`` counts all of them.
+    attempt, ``attempts`` counts all of them. With "refused" and "given_up" there is no reply: ``text`` is the reason.
     """
 
     request_no: int
@@ -99,6 +101,18 @@ class Reading:
     losses: tuple[Loss, ...] = ()
 
 
+EXAMPLE = "example_"
+"""What the kind of a span begins with that looks secret or personal and is nobody's: ``example_email``."""
+
+
+class Span(NamedTuple):
+    """A part of a text that looks secret or personal: from ``start`` up to ``end`` (characters), and of which kind."""
+
+    start: int
+    end: int
+    kind: str
+
+
 @dataclass(frozen=True, slots=True)
 class Verdict:
     """Why a draft was kept or not, as data.
@@ -116,7 +130,10 @@ class Verdict:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One published row. Its columns, in this order, are the schema of the dataset."""
+    """One published row. Its columns, in this order, are the schema of the dataset.
+
+    ``flags`` names the kinds of secret-looking or personal text in it; publishing sets them.
+    """
 
     id: str
     instruction: str
@@ -128,6 +145,7 @@ class Row:
     request_no: int
     item_no: int
     shown_ids: tuple[str, ...] = field(default_factory=tuple)
+    flags: tuple[str, ...] = field(default_factory=tuple)
 
 
 def row_id(instruction: str, input: str) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -109,7 +110,9 @@ def _task_of(line: str, number: int) -> SeedTask | str:
     if len(line) > MAX_LINE_CHARS:
         return f"{len(line):,} characters in one line; the limit is {MAX_LINE_CHARS:,}"
     try:
-        entry = json.loads(line)
+        entry = json.loads(line, object_pairs_hook=_object)
+    except _Twice as error:
+        return f'"{error!s:.40}" is there twice; remove one of the two'
     except json.JSONDecodeError as error:
         return f"not JSON ({error.msg} at column {error.colno}); write one JSON object a line"
     except (RecursionError, ValueError):
@@ -123,6 +126,8 @@ def _task_of(line: str, number: int) -> SeedTask | str:
         wrong = _text_problem(name, value, may_be_empty=name == "input")
         if wrong:
             return wrong
+    if _has_half_characters(entry):
+        return "holds half a character (a lone surrogate); write the whole character"
     flag = entry.get("is_classification", False)
     if not isinstance(flag, bool):
         return f"is_classification is {flag!r:.40}; write true or false"
@@ -130,6 +135,30 @@ def _task_of(line: str, number: int) -> SeedTask | str:
     if isinstance(task_id, bool) or not isinstance(task_id, str | int) or not str(task_id).strip():
         return f"id is {task_id!r:.40}; write a non-empty text"
     return SeedTask(str(task_id), entry["instruction"].strip(), instance["input"], instance["output"], flag)
+
+
+class _Twice(ValueError):
+    """A name is twice in one object: which of the values was meant?"""
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise _Twice(Counter(name for name, _ in pairs).most_common(1)[0][0])
+    return found
+
+
+def _has_half_characters(value: object) -> bool:
+    """True when a text or a name anywhere in what JSON held is no UTF-8."""
+    waiting = [value]
+    while waiting:
+        some = waiting.pop()
+        if isinstance(some, str) and not some.isascii() and any("\ud800" <= c <= "\udfff" for c in some):
+            return True
+        if isinstance(some, list | dict):
+            waiting += some
+            waiting += some.values() if isinstance(some, dict) else ()
+    return False
 
 
 def _instance_of(entry: dict[str, Any]) -> dict[str, Any] | str:

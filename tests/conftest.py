@@ -61,7 +61,7 @@ def run(monkeypatch: pytest.MonkeyPatch) -> Run:
     """Run the program to its end, in this process: ``run("status", out)``; variables as keywords."""
 
     def start(*arguments: object, **env: str) -> Ended:
-        from selfinstruct.cli.main import app
+        from selfinstruct.cli.app import app
 
         out, err = io.StringIO(), io.StringIO()
         with monkeypatch.context() as patch, redirect_stdout(out), redirect_stderr(err):

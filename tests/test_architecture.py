@@ -14,7 +14,8 @@ ARROWS: dict[str, set[str]] = {
     "records": set(),
     "errors": set(),
     "durable": set(),
-    "config": {"records", "errors", "durable"},
+    "config_file": {"errors"},
+    "config": {"records", "errors", "durable", "config_file"},
     "seeds": {"records", "errors"},
     "languages": {"records", "errors"},
     "novelty": {"records", "errors"},
@@ -35,7 +36,7 @@ ARROWS: dict[str, set[str]] = {
         "backends",
         "servers",
     },
-    "dataset": {"records", "errors", "durable", "novelty", "run"},
+    "dataset": {"records", "errors", "durable", "novelty", "quality", "run"},
     "student": {"records", "errors", "durable", "config", "backends", "servers", "dataset"},
     "__init__": {"dataset"},
 }

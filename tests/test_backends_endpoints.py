@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import random
 import time
 from collections.abc import Callable
 from typing import Any
@@ -13,7 +14,7 @@ from selfinstruct.backends.endpoints import Endpoints
 from selfinstruct.backends.retry import RetryingBackend
 from selfinstruct.errors import (
     AuthenticationFailed,
-    PromptRefused,
+    GivenUp,
     RateLimited,
     SelfInstructError,
     Stopped,
@@ -133,6 +134,22 @@ def test_an_outage_costs_a_probe_now_and_then_and_ends_for_all() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("workers", [4, 64])
+def test_when_everything_was_refused_for_a_while_the_run_is_soon_at_its_pace_again(workers: int) -> None:
+    start = time.monotonic()
+
+    def deed(n: int) -> SelfInstructError | float:
+        return RateLimited("busy") if 1 < time.monotonic() - start < 5 else 0.02
+
+    place = Place(deed)
+    found = ask([place], 60 * workers + 200, workers=workers)
+    assert answered(found) == len(found)
+    refused = [at for at in place.started if 1 < at - start < 5]
+    assert len(refused) <= 10 * workers
+    assert time.monotonic() - start < 20
+
+
+@pytest.mark.slow
 def test_patience_ends_with_the_fault_and_not_with_a_lost_prompt() -> None:
     place = Place(lambda n: TransientFault("503"))
     started = time.monotonic()
@@ -152,22 +169,60 @@ def test_authentication_failure_stops_everything_that_waits() -> None:
 
 
 @pytest.mark.slow
-def test_a_prompt_that_never_gets_a_usable_answer_is_skipped_while_others_are_served() -> None:
+@pytest.mark.parametrize(
+    ("fault", "reason"),
+    [(UnusableAnswer("empty"), "no usable answer"), (TransientFault("answered 500"), "no answer")],
+    ids=["empty", "500"],
+)
+def test_a_prompt_that_meets_nothing_but_faults_is_given_up_while_others_are_answered(
+    fault: SelfInstructError, reason: str
+) -> None:
     class Picky(Place):
         async def complete(self, prompt: Prompt) -> Completion:
             if prompt.request_no == 3:
-                self.started.append(0.0)
-                raise UnusableAnswer("empty")
-            await asyncio.sleep(0.1)
+                self.started.append(time.monotonic())
+                raise fault
+            await asyncio.sleep(0.3)
             return Completion(prompt.request_no, "fine", "stop")
 
     place = Picky()
-    place.deed = lambda n: 0.0
-    found = ask([place], 6, workers=2)
-    assert answered(found) == 5
-    assert isinstance(found[3], PromptRefused)
-    assert found[3].reason == "no usable answer in 6 attempts"
-    assert len(place.started) == 6
+    found = ask([place], 420, workers=4)
+    assert answered(found) == 419
+    assert isinstance(found[3], GivenUp)
+    assert found[3].reason == reason
+    assert fault.message in found[3].message
+    assert len(place.started) == 8
+
+
+def test_a_fault_in_every_second_attempt_gives_nothing_up() -> None:
+    rng = random.Random(3)
+    place = Place(lambda n: UnusableAnswer("empty") if rng.random() < 0.4 else 0.001)
+    assert answered(ask([place], 60, workers=16)) == 60
+
+
+def test_an_endpoint_that_refuses_the_key_is_closed_while_another_serves() -> None:
+    said: list[str] = []
+    closed, open_ = (
+        Place(lambda n: AuthenticationFailed("one answered 401", hint="check the key")),
+        Place(lambda n: 0.01),
+    )
+
+    async def main() -> list[Any]:
+        backend = RetryingBackend(
+            Endpoints([closed, open_], on_closed=said.append), patience=60, on_trouble=lambda text: None
+        )
+        asked = [backend.complete(Prompt(n, "alpaca", text="x")) for n in range(20)]
+        return await asyncio.gather(*asked)
+
+    assert answered(asyncio.run(main())) == 20
+    assert said == ["one answered 401; the other endpoints go on. check the key"]
+
+
+def test_when_the_last_endpoint_refuses_the_key_everything_stops() -> None:
+    places = [Place(lambda n: AuthenticationFailed("401")) for _ in range(2)]
+    found = ask(places, 40, workers=4)
+    assert any(isinstance(one, AuthenticationFailed) for one in found)
+    assert sum(len(place.started) for place in places) <= 8
 
 
 @pytest.mark.slow

@@ -8,14 +8,18 @@ import functools
 import gzip
 import json
 import resource
+import socket
+import threading
 import time
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import pytest
 from teacher import Reply, Teacher
 
+from selfinstruct.backends import body
 from selfinstruct.backends.faults import retry_after
 from selfinstruct.backends.http import HttpBackend, Sampling
 from selfinstruct.errors import (
@@ -69,9 +73,11 @@ def said(content: Any, **more: Any) -> dict[str, Any]:
 
 
 STRANGE = {"Content-Type": "text/plain; charset=x-none"}
-NO_WAITS = ("", "0", "-5", "nan", "inf", "1e400", "soon", "5 s", "\x00", "1_0", "9" * 400)
+NO_WAITS = ("", "0", "-5", "nan", "inf", "1e400", "soon", "5 days", "\x00", "1_0", "9" * 400)
 DEEP = b"[" * 100_000 + b"]" * 100_000
 GOOD = json.dumps(said("fine")).encode()
+
+OPENAI_SAYS = "You exceeded your current quota, please check your plan and billing details."
 
 TABLE: list[tuple[str, Reply, type[SelfInstructError]]] = [
     # stop the run
@@ -82,6 +88,16 @@ TABLE: list[tuple[str, Reply, type[SelfInstructError]]] = [
     ("payment required inside a 200", Reply(json=error(code=402)), QuotaExhausted),
     ("no credit, in words", Reply(status=400, json=error("Your credit balance is too low")), QuotaExhausted),
     ("billing limit", Reply(status=400, json=error(code="billing_hard_limit_reached")), QuotaExhausted),
+    ("no quota, as a detail", Reply(status=429, json={"detail": {"code": "insufficient_quota"}}), QuotaExhausted),
+    ("no quota, in a list", Reply(status=429, json=[error(code="insufficient_quota")]), QuotaExhausted),
+    ("no quota, one word", Reply(status=429, json={"error": "insufficient_quota"}), QuotaExhausted),
+    ("no quota, errors", Reply(status=429, json={"errors": [{"code": "insufficient_quota"}]}), QuotaExhausted),
+    ("no quota, OpenAI's sentence", Reply(status=429, json=error(OPENAI_SAYS)), QuotaExhausted),
+    ("wrong key, Google's way", Reply(status=400, json=[error("API key not valid. Pass one.")]), AuthenticationFailed),
+    ("wrong key, by reason", Reply(status=400, json=error(details=[{"reason": "API_KEY_INVALID"}])),
+     AuthenticationFailed),
+    ("a model that is gone", Reply(status=410, json=error("this model was retired")), ModelNotFound),
+    ("gone", Reply(status=410), TeacherFault),
     ("unauthorized", Reply(status=401), AuthenticationFailed),
     ("unauthorized in HTML", Reply(status=401, body=b"<html>login</html>"), AuthenticationFailed),
     ("forbidden", Reply(status=403), AuthenticationFailed),
@@ -100,6 +116,9 @@ TABLE: list[tuple[str, Reply, type[SelfInstructError]]] = [
     ("rate limit in HTML", Reply(status=429, body=b"<h1>slow down</h1>"), RateLimited),
     ("rate limit inside a 200", Reply(json=error(code="rate_limit_exceeded")), RateLimited),
     ("rate limit inside a 200, by number", Reply(json=error(code=429)), RateLimited),
+    ("a limit a minute", Reply(status=429, json=error(OPENAI_SAYS + " Retry in 34.5s.")), RateLimited),
+    ("rate limit as a 403", Reply(status=403, json=error(code="rate_limit_exceeded")), RateLimited),
+    ("too large for now, says until when", Reply(status=413, headers={"Retry-After": "3"}), RateLimited),
     ("overloaded, says until when", Reply(status=503, headers={"Retry-After": "3"}), RateLimited),
     # ask again
     *((f"status {n}", Reply(status=n), TransientFault) for n in (408, 409, 423, 499, 500, 502, 503, 504, 524, 529)),
@@ -111,6 +130,10 @@ TABLE: list[tuple[str, Reply, type[SelfInstructError]]] = [
     ("error inside a 200", Reply(json=error("overloaded", type="server_error")), TransientFault),
     ("error inside a 200, as text", Reply(json={"error": "out of memory"}), TransientFault),
     ("connection cut", Reply(close=True), TransientFault),
+    ("an error beside half a text", Reply(json={**said("half"), "error": {"message": "upstream"}}), TransientFault),
+    ("an error in the choice", Reply(json={"choices": [{"error": {"code": 502}, "text": "half"}]}), TransientFault),
+    ("broken off, it says", Reply("half", finish="error"), UnusableAnswer),
+    ("broken off by the server", Reply("half", finish="abort"), UnusableAnswer),
     # ask again a few times, then skip
     ("empty", Reply(text=""), UnusableAnswer),
     ("only blanks", Reply(text=" \n\t"), UnusableAnswer),
@@ -251,6 +274,66 @@ def test_no_server_is_a_transient_fault(teacher: Start) -> None:
         ask(server)
 
 
+@contextmanager
+def raw_server(reply: bytes, *, hang: bool) -> Iterator[str]:
+    """A server that sends these bytes and then closes, or hangs; its base URL."""
+    listening = socket.create_server(("127.0.0.1", 0))
+
+    def serve() -> None:
+        with suppress(OSError):
+            while True:
+                connection, _ = listening.accept()
+                connection.recv(65_536)
+                connection.sendall(reply)
+                if hang:
+                    kept.append(connection)
+                else:
+                    connection.close()
+
+    kept: list[socket.socket] = []
+    threading.Thread(target=serve, daemon=True).start()
+    yield f"http://127.0.0.1:{listening.getsockname()[1]}/v1"
+    listening.close()
+    for connection in kept:
+        connection.close()
+
+
+@pytest.mark.parametrize("hang", [False, True], ids=["cut", "hangs"])
+@pytest.mark.parametrize(
+    ("head", "expected"),
+    [
+        (b"HTTP/1.1 401 Unauthorized\r\n", AuthenticationFailed),
+        (b"HTTP/1.1 402 Payment Required\r\n", QuotaExhausted),
+        (b"HTTP/1.1 429 Too Many Requests\r\nRetry-After: 7\r\n", RateLimited),
+        (b"HTTP/1.1 200 OK\r\n", TransientFault),
+    ],
+    ids=["401", "402", "429", "200"],
+)
+def test_an_error_counts_also_when_its_body_never_comes_whole(
+    head: bytes, expected: type[SelfInstructError], hang: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(body, "ERROR_SECONDS", 0.5)  # a wait that a test need not have
+    server = Teacher(lambda body, n: "x")
+    reply = head + b'Content-Length: 900\r\n\r\n{"error": {"mess'
+    with raw_server(reply, hang=hang) as server.url, pytest.raises(expected) as caught:
+        ask(server, timeout=2.0)
+    if expected is RateLimited:
+        assert caught.value.retry_after == 7  # type: ignore[attr-defined]
+
+
+def test_what_the_environment_says_to_openai_goes_to_no_other_server(
+    teacher: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OPENAI_CUSTOM_HEADERS", "Authorization: Bearer other\nX-Secret: s3cret")
+    monkeypatch.setenv("OPENAI_ORG_ID", "org-1")
+    monkeypatch.setenv("OPENAI_PROJECT_ID", "proj-1")
+    server = teacher(lambda body, n: "fine")
+    ask(server)
+    (headers,) = server.headers
+    assert headers["Authorization"] == f"Bearer {KEY}"
+    assert not {name.lower() for name in headers} & {"x-secret", "openai-organization", "openai-project"}
+
+
 NOW = 1_800_000_000.0
 DATE = email.utils.formatdate(NOW, usegmt=True)
 
@@ -260,6 +343,12 @@ DATE = email.utils.formatdate(NOW, usegmt=True)
     [
         ({"retry-after": "3"}, 3),
         ({"retry-after": " 0.25 "}, 0.25),
+        ({"retry-after": '"2"'}, 2),
+        ({"retry-after": "2s"}, 2),
+        ({"retry-after": "2, 2"}, 2),
+        ({"x-ratelimit-remaining-requests": "0", "x-ratelimit-reset-requests": "6m0s"}, 360),
+        ({"x-ratelimit-remaining-tokens": "0", "x-ratelimit-reset-tokens": "20ms"}, 0.02),
+        ({"x-ratelimit-remaining-tokens": "9", "x-ratelimit-reset-tokens": "1h"}, None),
         ({"retry-after-ms": "1500"}, 1.5),
         ({"retry-after-ms": "250", "retry-after": "9"}, 0.25),
         ({"retry-after-ms": "soon", "retry-after": "9"}, 9),

@@ -59,6 +59,7 @@ def simulate(
     retry_after: float | None,
     seconds: float,
     warm_up: float = 5.0,
+    jitter: float = 0.0,
 ) -> tuple[float, float, int]:
     """Accepted requests a second and share of refused ones after ``warm_up``, and violations of Retry-After."""
     now, forbidden_until, violations, accepted, refused = 0.0, 0.0, 0, 0, 0
@@ -70,7 +71,7 @@ def simulate(
             break
         if what == "ask":
             start = pace.reserve()
-            heapq.heappush(events, (start, worker, "send", attempt))
+            heapq.heappush(events, (start + jitter * rng.random(), worker, "send", attempt))
         elif what == "send":
             if pace.paused_until > now:
                 heapq.heappush(events, (now, worker, "ask", attempt))
@@ -111,6 +112,29 @@ def test_half_the_rate_is_used_well_and_seldom_overrun(limiter: Callable[[], Any
     assert refused <= 0.2
 
 
+@pytest.mark.parametrize("retry_after", [0.5, 1.0, 2.0])
+@pytest.mark.parametrize("burst", [2, 3, 10])
+def test_a_limiter_that_saves_up_next_to_nothing_is_found_out_soon(burst: int, retry_after: float) -> None:
+    limiter = Bucket(20.0, burst)
+    goodput, refused, _ = simulate(
+        limiter.accepts, workers=4, latency=0.1, retry_after=retry_after, seconds=40, jitter=0.003
+    )
+    assert goodput >= 0.8 * 20.0
+    assert refused <= 0.02
+
+
+@pytest.mark.parametrize("retry_after", [5.0, 10.0])
+@pytest.mark.parametrize("burst", [3, LIMIT])
+def test_a_long_pause_is_seldom_asked_for_twice(burst: int, retry_after: float) -> None:
+    """Finding the rate costs a few pauses; after that the run works at it for minutes."""
+    goodput, refused, _ = simulate(
+        Bucket(LIMIT, burst).accepts, workers=WORKERS, latency=LATENCY, retry_after=retry_after, seconds=240,
+        warm_up=6 * retry_after, jitter=0.002,
+    )  # fmt: skip
+    assert goodput >= 0.75 * LIMIT
+    assert refused <= 0.01
+
+
 def test_no_request_starts_during_a_pause() -> None:
     for limiter in (Bucket(LIMIT, 40), Window(LIMIT), Chance(0.1)):
         *_, violations = simulate(limiter.accepts, workers=WORKERS, latency=LATENCY, retry_after=1.0, seconds=20)
@@ -121,6 +145,12 @@ def test_refusals_at_random_do_not_starve_the_run() -> None:
     goodput, refused, _ = simulate(Chance(0.14).accepts, workers=WORKERS, latency=LATENCY, retry_after=None, seconds=25)
     assert 0.1 < refused < 0.2
     assert goodput > LIMIT / 4
+
+
+def test_pauses_at_random_do_not_slow_down_what_is_between_them() -> None:
+    goodput, refused, _ = simulate(Chance(0.02).accepts, workers=4, latency=0.1, retry_after=0.5, seconds=60)
+    assert refused > 0.01
+    assert goodput > 10
 
 
 def test_without_refusals_nothing_is_held_back() -> None:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -64,6 +66,100 @@ def test_wrong_flags_and_settings(
     refused(run("generate", "out", *arguments), 2, *words)
     assert not Path("out/v1").exists()
     assert not Path("out/run/journal.sqlite").exists()
+
+
+LONG = "x" * 300
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("generate", LONG, "--teacher", "scripted"),
+        ("generate", "out", "--teacher", "scripted", "--seeds", LONG),
+        ("generate", "out", "--teacher", "scripted", "--decontaminate", f"{LONG}.jsonl"),
+        ("generate", "out", "--teacher", "scripted", "--config", LONG),
+        ("generate", "out", "--teacher", f"local:{'x' * 280}.gguf"),
+        ("generate", "out", "--teacher", "local:~nobody-of-this-name/x.gguf"),
+        ("generate", "out", "--teacher", "scripted", "--set", f"seeds={LONG}"),
+        *((name, LONG) for name in ("resume", "status", "publish", "versions", "show", "verify")),
+        ("seeds", "check", LONG),
+        ("scrub", f"{LONG}.jsonl"),
+        ("scrub", "rows.jsonl", "-o", f"{LONG}.jsonl"),
+        ("dedup", f"{LONG}.jsonl", "-o", "new.jsonl"),
+        ("model", "verify", f"{LONG}.gguf"),
+    ],
+    ids=lambda arguments: " ".join(arguments).replace(LONG, "LONG")[:60],
+)
+def test_a_path_that_cannot_be_is_wrong_usage(
+    arguments: tuple[str, ...], run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("rows.jsonl").write_text('{"instruction": "a", "input": "", "output": "b"}\n')
+    refused(run(*arguments), 2, "error: ")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["rows.jsonl"]
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        (b"out\xff", b"--teacher", b"scripted"),
+        (b"out", b"--teacher", b"\xff\xfe"),
+        (b"out", b"--teacher", b"x", b"--base-url", b"http://\xff/v1"),
+        (b"out", b"--teacher", b"scripted", b"--seeds", b"s\xff.jsonl"),
+        (b"out", b"--teacher", b"scripted", b"--set", b"seeds=\xff"),
+    ],
+)
+def test_an_argument_that_is_not_utf8_is_refused_before_anything_is_sent(
+    arguments: tuple[bytes, ...], command: list[str], environment: dict[str, str], tmp_path: Path
+) -> None:
+    ended = subprocess.run(
+        [*command, "generate", *arguments], env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=60
+    )
+    refused(ended, 2, "is not UTF-8")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "proxy",
+    ["garbage://user:hidden@host", "socks4://host:1", "http://host:99999", "http://a..b:1", "http://[::1", "host:abc"],
+)
+def test_a_proxy_that_cannot_be_used_is_named_without_its_password(proxy: str, run: Any, tmp_path: Path) -> None:
+    flags = ("--teacher", "x", "--base-url", "https://teacher.example/v1")
+    for name in ("https_proxy", "http_proxy", "all_proxy"):
+        ended = run("generate", tmp_path / "out", *flags, **{name: proxy})
+        refused(ended, 2, f"the proxy in {name.upper()}")
+        assert "hidden" not in ended.stderr
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_slip_in_the_name_of_a_variable_is_told(run: Any) -> None:
+    said = run(
+        "config", "show", SELFINSTRUCT_TEMPRATURE="0.5", SELFINSTRUCT_SHOTS="4", SELFINSTRUCT_SERVE_TOKEN="x",
+        SELFINSTRUCT_MODELS="/tmp", SELFINSTRUCT_ZZZ="1",
+    )  # fmt: skip
+    assert said.returncode == 0
+    assert said.stderr.splitlines() == [
+        "warning: the variable SELFINSTRUCT_TEMPRATURE is ignored; did you mean SELFINSTRUCT_TEMPERATURE?",
+        "warning: the variable SELFINSTRUCT_ZZZ is ignored",
+    ]
+    assert "shots: 4" in said.stdout
+
+
+@pytest.mark.parametrize("seconds", [0.1, 0.2, 0.3, 0.4, 0.6, 0.9])
+@pytest.mark.parametrize("times", [1, 2])
+def test_ctrl_c_at_any_time_is_told_in_words(
+    times: int, seconds: float, command: list[str], environment: dict[str, str], teacher: Start, tmp_path: Path
+) -> None:
+    server = teacher(lambda body, n: Reply(delay=0.2, text="nothing"))
+    arguments = ["generate", str(tmp_path / "out"), "--teacher", "x", "--base-url", server.url]
+    child = subprocess.Popen([*command, *arguments], env=environment, stderr=subprocess.PIPE, text=True)
+    for pause in (seconds, 0.02)[:times]:
+        time.sleep(pause)
+        child.send_signal(signal.SIGINT)
+    said = child.communicate(timeout=30)[1]
+    assert child.returncode == 130
+    assert "Traceback" not in said
+    assert said.splitlines()[-1] == "interrupted" or said.splitlines()[-1].startswith("resume with: "), said
 
 
 def test_an_unknown_key_in_the_config_file(run: Any, tmp_path: Path) -> None:
@@ -193,16 +289,30 @@ def test_errors_are_json_for_programs(run: Any, tmp_path: Path) -> None:
     assert found["hint"]
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
+def test_a_full_standard_output_is_one_line(
+    run: Any, tmp_path: Path, command: list[str], environment: dict[str, str]
+) -> None:
+    out = tmp_path / "out"
+    assert run("generate", out, "--teacher", "scripted", "--num", "20").returncode == 0
+    more = ("resume", out, "--num", "40")
+    with Path("/dev/full").open("wb") as full:
+        for asked in (("--help",), ("--version",), ("verify", out), ("show", out), ("status", out, "--json"), more):
+            arguments = [*command, *map(str, asked)]
+            ended = subprocess.run(arguments, stdout=full, stderr=subprocess.PIPE, env=environment, timeout=60)
+            lines = ended.stderr.decode().splitlines()
+            assert (ended.returncode, lines[-1:]) == (
+                3, ["error: standard output cannot be written (No space left on device)"]
+            )  # fmt: skip
+            assert len(lines) == 1 or asked == more
+    assert json.loads(run("status", out, "--json").stdout)["rows"] == 40
+
+
 def test_a_closed_pipe_is_no_crash(run: Any, tmp_path: Path, environment: dict[str, str]) -> None:
     out = tmp_path / "out"
     assert run("generate", out, "--teacher", "scripted", "--num", "200").returncode == 0
     program = f"{sys.executable} -c 'from selfinstruct.cli.main import run; run()'"
-    ended = subprocess.run(
-        ["/bin/sh", "-c", f"{program} show {out} --rows 200 | head -1"],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
-    assert "Traceback" not in ended.stderr
+    for line in (f"{program} show {out} --rows 200 | head -1", f"{program} --version | true"):
+        ended = subprocess.run(["/bin/sh", "-c", line], env=environment, capture_output=True, text=True, timeout=60)
+        assert ended.stderr == ""
     assert os.path.exists(out)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import re
+import time
 from pathlib import Path
 
 import pytest
@@ -47,25 +48,87 @@ def test_every_wrong_key_is_named_at_once_with_the_likely_one(tmp_path: Path) ->
         assert part in caught.value.message
 
 
-@pytest.mark.parametrize(
-    "text",
-    [
-        "a: &x [1]\nb: *x\n",
-        "- 1\n",
-        "a: [\n",
-        "\x00",
-        "!!python/object/apply:os.system ['true']\n",
-        "{" * 5000,
-        "1: 2\n",
-    ],
-)
-def test_broken_or_dangerous_yaml_is_refused(tmp_path: Path, text: str) -> None:
-    with pytest.raises(UsageError, match=re.escape("c.yaml")):
+REFUSED_FILES = {
+    "an alias": ("a: &x [1]\nb: *x\n", 2),
+    "a list": ("- 1\n", 1),
+    "broken": ("num: 5\na: [\n", 3),
+    "a NUL": ("\x00", 1),
+    "code": ("!!python/object/apply:os.system ['true']\n", 1),
+    "brackets": ("{" * 5000, 1),
+    "a number as name": ("1: 2\n", 1),
+    "a list as name": ("? [a]\n: b\n", 1),
+    "base 60": ("seed: " + "1:" * 400 + "1\n", 1),
+    "base 60, a fraction": ("temperature: " + "1:" * 400 + "1.5\n", 1),
+    "a huge number": ("\nseed: " + "9" * 60_000 + "\n", 2),
+    "a huge number, base 16": ("seed: 0x" + "f" * 60_000 + "\n", 1),
+    "a huge number, base 8": ("seed: 0" + "7" * 60_000 + "\n", 1),
+    "a huge number, base 2": ("seed: 0b" + "1" * 60_000 + "\n", 1),
+    "an empty int": ("num: !!int ''\n", 1),
+    "an empty float": ("num: 1\ntemperature: !!float ''\n", 2),
+    "no bool": ("profile: !!bool zzz\n", 1),
+    "no date": ("teacher: !!timestamp abc\n", 1),
+    "no character": ('teacher: "\\UFFFFFFFF"\n', 1),
+    "half a character": ('num: 3\nteacher: "\\ud800"\n', 2),
+    "a NUL in quotes": ('seeds: "a\\0b"\n', 1),
+    "lists in lists": ("num: 5\nseeds:\n " + "- " * 30_000 + "x\n", 3),
+    "names in names": ("".join(" " * depth + "a:\n" for depth in range(300)), 2),
+    "a name twice": ("num: 5\nseed: 1\nnum: 5\n", 3),
+    "many names": ("".join(f"k{n}: v\n" for n in range(6000)), 500),
+    "many tags": ("".join(f"k{n}: !t v\n" for n in range(5000)), 1),
+    "a long list": ("decontaminate:\n" + "- b\n" * 16_000, 999),
+    "two documents": ("num: 5\n---\nnum: 6\n", 2),
+    "a merge": ("<<: {teacher: x}\n", 1),
+    "a mapping": ("base_url: {a: b}\n", 1),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED_FILES)
+def test_a_file_that_is_no_list_of_settings_is_refused_soon_with_its_line(name: str, tmp_path: Path) -> None:
+    text, line = REFUSED_FILES[name]
+    started = time.monotonic()
+    with pytest.raises(UsageError, match=re.escape(f"c.yaml:{line}: ")) as caught:
         load(tmp_path, text)
+    assert time.monotonic() - started < 1
+    assert len(str(caught.value)) < 3000
+
+
+def test_a_file_larger_than_any_settings_is_not_read(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="larger than 64 KiB"):
+        load(tmp_path, "# " + "x" * 65_536)
+
+
+def test_what_a_file_says_is_read_as_it_is_written(tmp_path: Path) -> None:
+    found = load(
+        tmp_path,
+        "\ufeff---\nteacher: 2020-01-01\nbase_url: http://h/v1, http://i/v1\nprofile: yes\nform: null\n"
+        "temperature: 5e-1\nnum: 010\ndecontaminate:\n- a b\n- 'c'\nmax_requests: ~\n",
+    )
+    assert (found.teacher, found.base_url) == ("2020-01-01", ("http://h/v1", "http://i/v1"))
+    assert (found.profile, found.form, found.temperature, found.num) == (True, None, 0.5, 10)
+    assert (found.decontaminate, found.max_requests) == (("a b", "c"), None)
 
 
 @pytest.mark.parametrize(
-    "url", ["localhost:8000", "ftp://x/v1", "http://user:pw@host/v1", "http://h/v1?key=abc", "file:///etc/passwd"]
+    "url",
+    [
+        "localhost:8000",
+        "ftp://x/v1",
+        "http://user:pw@host/v1",
+        "http://h/v1?key=abc",
+        "file:///etc/passwd",
+        "user:pw@host:80/v1",
+        "http://u:user:pw@a@b/v1",
+        "http://h/v1#user:pw",
+        "http://h:99999/v1",
+        "http://h:abc/v1",
+        "http://h:0/v1",
+        "http://a..b/v1",
+        f"http://{'a' * 64}.example/v1",
+        "http://[::1/v1",
+        "http://a b/v1",
+        "http://h/" + "v" * 2000,
+        "http://m\u00e1quina.example/v1",
+    ],
 )
 def test_base_urls_that_are_none_or_hold_secrets_are_refused_without_showing_them(url: str) -> None:
     with pytest.raises(UsageError) as caught:

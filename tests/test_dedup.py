@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from tasks import replay, task
 from teacher import Teacher
 
 from selfinstruct.dataset import tables
+from selfinstruct.errors import UsageError
 
 TEXTS = [
     "Name the three longest rivers of Portugal and say where each of them ends.",
@@ -162,6 +164,81 @@ def test_spreadsheets_do_not_run_what_a_teacher_wrote(run: Any, tmp_path: Path) 
     file = write(tmp_path / "in.jsonl", [{"instruction": "Compute the sum of two cells.", "output": "=HYPERLINK(1)"}])
     assert run("dedup", file, "-o", tmp_path / "out.csv").returncode == 0
     assert "'=HYPERLINK" in (tmp_path / "out.csv").read_text()
+
+
+def test_names_of_columns_are_cells_too(run: Any, tmp_path: Path) -> None:
+    name = "=cmd|' /C calc'!A0"
+    file = write(tmp_path / "in.jsonl", [{name: "x", "instruction": "Compute the sum.", "n": -5, "s": "a\rb\nc"}])
+    assert run("dedup", file, "-o", tmp_path / "out.csv").returncode == 0
+    row = {f"'{name}": "x", "instruction": "Compute the sum.", "n": "-5", "s": "a\rb\nc"}
+    assert read(tmp_path / "out.csv") == [row]
+
+
+@pytest.mark.parametrize("target", [".csv", ".parquet"])
+def test_no_column_of_a_later_row_is_lost(target: str, run: Any, tmp_path: Path) -> None:
+    late = [{"instruction": "Add 17 and 25."}, {"note": "late", "instruction": "Write a letter to a friend."}]
+    file, out = write(tmp_path / "in.jsonl", late), tmp_path / f"out{target}"
+    assert run("dedup", file, "-o", out).returncode == 0
+    assert [list(row) for row in read(out)] == [["instruction", "note"]] * 2
+    assert [row["note"] or "" for row in read(out)] == ["", "late"]
+
+
+@pytest.mark.parametrize("late", [{"note": "late"}, {"about": {"by": "me", "at": "home"}}])
+@pytest.mark.parametrize("target", [".csv", ".parquet"])
+def test_a_column_that_comes_too_late_for_the_first_line_is_refused(
+    late: dict[str, Any], target: str, tmp_path: Path
+) -> None:
+    rows: list[dict[str, Any]] = [{"text": str(n), "about": {"by": "me"}} for n in range(10_000)]
+    out = tmp_path / f"out{target}"
+    if target == ".csv" and "about" in late:
+        assert tables.write(out, [*rows, {**rows[0], **late}]) == 10_001
+        return
+    with pytest.raises(UsageError, match=r"row 10001 .*(note|about\.at)") as caught:
+        tables.write(out, [*rows, {**rows[0], **late}])
+    assert ".jsonl" in caught.value.hint
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("value", "targets"),
+    [
+        ("half a pair: \ud800", (".csv", ".parquet")),
+        (10**40, (".parquet",)),
+        ({}, (".parquet",)),
+        (7, (".parquet",)),
+        ({"\udfff": 1}, (".csv", ".parquet")),
+    ],
+)
+def test_what_a_format_cannot_hold_is_refused_and_written_as_json(
+    value: Any, targets: tuple[str, ...], run: Any, tmp_path: Path
+) -> None:
+    rows = [{"instruction": TEXTS[0], **({"x": "text"} if value == 7 else {})}, {"instruction": TEXTS[4], "x": value}]
+    file, out = write(tmp_path / "in.jsonl", rows), tmp_path / "out"
+    for target in targets:
+        ended = run("dedup", file, "-o", out.with_suffix(target))
+        assert ended.returncode == 2, target
+        assert f"out{target}: " in ended.stderr
+        assert "row 2 " in ended.stderr or value == {}
+        assert "write .jsonl" in ended.stderr
+    for target in (".jsonl", ".json"):
+        assert run("dedup", file, "-o", out.with_suffix(target)).returncode == 0
+        assert read(out.with_suffix(target)) == rows
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in.jsonl", "out.json", "out.jsonl"]
+
+
+@pytest.mark.parametrize("target", [".jsonl", ".json", ".csv", ".parquet"])
+def test_links_planted_where_dedup_writes_are_not_followed(target: str, run: Any, tmp_path: Path) -> None:
+    file, victim, shared = write(tmp_path / "in.jsonl", ROWS), tmp_path / "victim", tmp_path / "shared"
+    victim.write_text("mine")
+    shared.mkdir()
+    names = [f"{name}{target}" for name in ("out", "why")]
+    for planted in (*names, *(f".{name}.tmp{os.getpid()}" for name in names)):
+        (shared / planted).symlink_to(victim)
+    ended = run("dedup", file, "-o", shared / names[0], "--dropped", shared / names[1])
+    assert ended.returncode == 0, ended.stderr
+    assert victim.read_text() == "mine"
+    assert sorted(path.name for path in shared.iterdir()) == names
+    assert [len(read(shared / name)) for name in names] == [len(by_rouge_score(TEXTS, 0.7)), 2]
 
 
 @settings(max_examples=60, deadline=None)

@@ -13,7 +13,7 @@ HEAVY = {"openai", "datasets", "pyarrow", "numpy", "rouge_score", "torch", "tran
 @pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["generate", "--help"], ["model", "--help"]])
 def test_help_and_version_import_nothing_heavy(arguments: list[str]) -> None:
     code = (
-        "import sys\nfrom selfinstruct.cli.main import app\n"
+        "import sys\nfrom selfinstruct.cli.app import app\n"
         f"try: app({arguments!r})\nexcept SystemExit: pass\n"
         f"print(sorted({HEAVY!r} & set(sys.modules)), file=sys.stderr)"
     )

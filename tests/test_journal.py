@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import shutil
+import socket
 import sqlite3
+import subprocess
 import threading
 import time
 from dataclasses import asdict
@@ -13,12 +16,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from filelock import FileLock
 
+from selfinstruct.config import as_yaml
 from selfinstruct.errors import DamagedFile, OutputError, RunLocked
 from selfinstruct.records import Completion, Draft, Loss, Prompt, Reading, SeedTask, Verdict
 from selfinstruct.run import inspection, seal
+from selfinstruct.run.entries import Judged
 from selfinstruct.run.folder import holds_run, recorded_config
-from selfinstruct.run.journal import FILE_NAME, Journal, Judged
+from selfinstruct.run.journal import FILE_NAME, Journal
 from selfinstruct.run.lock import holder, run_lock
 from selfinstruct.run.migrations import MIGRATIONS
 
@@ -178,15 +184,17 @@ def test_a_journal_of_schema_1_is_brought_up_to_date(tmp_path: Path) -> None:
     assert journal.settings() is None
     assert journal.identity() == expected["identity"]
     assert [seed.task_id for seed in journal.seeds()] == expected["seeds"]
-    assert journal.counts() == expected["counts"]
-    assert json.loads(json.dumps([asdict(row) for row in journal.rows(100)])) == expected["rows"]
+    assert journal.counts() == {**expected["counts"], "given_up": 0}
+    assert json.loads(json.dumps([asdict(row) for row in journal.rows(100)])) == [
+        {**row, "flags": []} for row in expected["rows"]
+    ]
     journal.begin({"num": 400})
     journal.close()
     connection = sqlite3.connect(folder / FILE_NAME)
     assert connection.execute("PRAGMA user_version").fetchone() == (len(MIGRATIONS),)
     connection.close()
     journal = Journal.read_only(folder)
-    assert journal.counts() == expected["counts"]
+    assert journal.counts() == {**expected["counts"], "given_up": 0}
     journal.close()
 
 
@@ -260,6 +268,29 @@ def test_a_second_run_is_refused_and_a_dead_one_blocks_nobody(tmp_path: Path) ->
     assert holder(tmp_path) == ""
 
 
+def test_a_holder_that_has_just_begun_is_named(tmp_path: Path) -> None:
+    gone = subprocess.Popen(["true"])
+    gone.wait()
+    (tmp_path / "holder.json").write_text(json.dumps({"pid": gone.pid, "host": socket.gethostname()}))
+    me = json.dumps({"pid": os.getpid(), "host": socket.gethostname()})
+    with FileLock(tmp_path / "lock"):
+        timer = threading.Timer(0.2, (tmp_path / "holder.json").write_text, [me])
+        timer.start()
+        with pytest.raises(RunLocked, match=f"process {os.getpid()} on"), run_lock(tmp_path):
+            pass
+        timer.join()
+
+
+def test_a_run_is_not_locked_out_by_who_only_looks(tmp_path: Path) -> None:
+    looking = FileLock(tmp_path / "lock", thread_local=False)
+    looking.acquire()
+    timer = threading.Timer(0.2, looking.release)
+    timer.start()
+    with run_lock(tmp_path):
+        assert holder(tmp_path)
+    timer.join()
+
+
 @pytest.mark.parametrize("name", ["journal.sqlite", "lock", "holder.json", "config.yaml", "journal.sqlite-wal"])
 def test_a_link_in_the_run_folder_is_refused(name: str, folder: Path, tmp_path: Path) -> None:
     victim = tmp_path / "victim"
@@ -276,6 +307,33 @@ def test_a_journal_that_was_deleted_is_missed(folder: Path) -> None:
     with pytest.raises(DamagedFile, match=FILE_NAME):
         holds_run(folder.parent)
     assert inspection.inspect(folder.parent)[1][0][0].name == FILE_NAME
+
+
+def test_a_run_that_is_killed_while_it_is_sealed_is_not_damaged(folder: Path) -> None:
+    (folder / "config.yaml").write_text(as_yaml({"num": 20}))
+    (folder / "lock").touch()
+    assert inspection.inspect(folder.parent)[1] == []
+    seal.announce(folder / FILE_NAME)
+    assert seal.state(folder / FILE_NAME) == "announced"
+    assert inspection.inspect(folder.parent)[1] == []
+    journal = Journal.open(folder)
+    journal.begin({"num": 20})
+    journal.close()
+    assert seal.state(folder / FILE_NAME) == "good"
+    (folder / seal.FILE_NAME).unlink()
+    assert [path.name for path, _ in inspection.inspect(folder.parent)[1]] == [seal.FILE_NAME]
+
+
+def test_a_run_that_is_killed_before_its_settings_are_copied_is_not_damaged(folder: Path) -> None:
+    journal = Journal.open(folder)
+    for settings in (None, {"num": 10}):
+        if settings:
+            (folder / "config.yaml").write_text(as_yaml(settings))
+        journal.begin({"num": 30})
+        copy = folder.parent.parent / f"copy of {settings}" / "run"
+        shutil.copytree(folder, copy)
+        assert inspection.inspect(copy.parent)[1] == []
+    journal.close()
 
 
 def flipped(path: Path, at: int, bit: int) -> None:
@@ -312,3 +370,21 @@ def test_no_flipped_bit_in_a_killed_runs_journal_goes_unnoticed(folder: Path, tm
             unharmed += found == expected
     assert noticed + unharmed == 150
     assert noticed > 20
+
+
+def test_whoever_gives_up_waiting_for_an_answer_to_be_written_harms_nobody(folder: Path) -> None:
+    journal = Journal.open(folder)
+    journal.begin({"num": 60})
+
+    async def impatient() -> None:
+        answers = [(prompt(n), Completion(n, "text", "stop")) for n in range(10, 60)]
+        waiting = [asyncio.ensure_future(journal.record_answer(*one)) for one in answers]
+        await asyncio.sleep(0)
+        for one in waiting:
+            one.cancel()
+        await asyncio.gather(*waiting, return_exceptions=True)
+        await asyncio.wait_for(journal.flush(), 10)
+
+    asyncio.run(impatient())
+    assert journal.answered_beyond(10) == set(range(10, 60))
+    journal.close()

@@ -12,7 +12,9 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
+import pyarrow.parquet as pq
 import pytest
 from tasks import by_prompt
 from teacher import Reply, Teacher
@@ -21,6 +23,7 @@ from selfinstruct import config
 from selfinstruct.backends.base import is_loopback
 from selfinstruct.backends.redact import Redactor
 from selfinstruct.errors import UsageError
+from selfinstruct.records import row_id
 from selfinstruct.servers import teachers
 
 KEY = "sk-proj-Zx81_secret/0123456789+abcdef"
@@ -102,6 +105,66 @@ def test_s1_the_key_is_in_no_log_and_no_argument_of_the_process(
     assert not traces(said), said[:2000]
 
 
+SLIPS = {
+    "as the variable's name": (("--api-key-env", KEY), ("NAME", "OPENAI_API_KEY")),
+    "as the variable's name, of letters": (("--api-key-env", "hf_" + "aB3dE6gH9j" * 4), ("NAME", "OPENAI_API_KEY")),
+    "as a setting's name": (("--set", f"{KEY}=1"), ("unknown",)),
+    "as a setting": (("--set", KEY), ("--set", "=")),
+    "as the teacher": (("--teacher", KEY), ("teacher holds a key",)),
+    "as the teacher of a server": (("--teacher", KEY, "--base-url", "http://127.0.0.1:9/v1"), ("teacher holds a key",)),
+    "as the address": (("--base-url", KEY), ("base_url",)),
+    "in a query": (("--base-url", f"http://h/v1?api_key={KEY}"), ("query",)),
+    "in a fragment": (("--base-url", f"http://h/v1#{KEY}"), ("query",)),
+    "as a password": (("--base-url", f"http://user:{KEY}@h/v1"), ("credentials",)),
+    "as a password without a scheme": (("--base-url", f"user:{KEY}@h"), ("credentials",)),
+    "in the path": (("--base-url", f"http://127.0.0.1:9/{KEY}/v1"), ("base_url holds a key",)),
+    "in the path, encoded": (("--base-url", f"http://127.0.0.1:9/{quote(KEY, safe='')}/v1"), ("base_url holds a key",)),
+    "behind a semicolon": (("--base-url", f"http://127.0.0.1:9/v1;key={KEY}"), ("base_url holds a key",)),
+    "in the path of no server": (("--base-url", f"ftp://h/{KEY}"), ("base_url",)),
+    "as the name of seeds": (("--seeds", KEY, "--teacher", "scripted"), ("seeds holds a key",)),
+}
+
+
+@pytest.mark.parametrize("known", [True, False], ids=["in the environment", "by its form alone"])
+@pytest.mark.parametrize("slip", SLIPS)
+def test_s1_a_key_in_the_wrong_place_is_refused_and_not_repeated(
+    slip: str, known: bool, run: Any, tmp_path: Path
+) -> None:
+    arguments, words = SLIPS[slip]
+    key = KEY if known else "sk-proj-Zq8Wm3Nv7Rt2Yx5Lc9Kd1Hf6"
+    arguments = tuple(part.replace(quote(KEY, safe=""), quote(key, safe="")).replace(KEY, key) for part in arguments)
+    named = () if "--teacher" in arguments else ("--teacher", "mock")
+    variables = {"OPENAI_API_KEY": KEY} if known else {}
+    ended = run("generate", tmp_path / "out", *named, *arguments, "--num", 5, **variables)
+    assert ended.returncode == 2, ended.stderr
+    said = ended.stdout + ended.stderr
+    assert [part for part in (key[:14], key[-14:], "aB3dE6gH9j") if part in said] == []
+    for word in words:
+        assert word in said, said
+    assert not list(tmp_path.iterdir())
+
+
+def test_s1_a_key_in_a_settings_file_or_variable_is_not_repeated(run: Any, tmp_path: Path) -> None:
+    file = tmp_path / "my.yaml"
+    for text in (f"api_key: {KEY}\n", f"{KEY}: x\n", f"num: {KEY}\n", f"teacher: [{KEY}]\n", f"a: {'x ' * 37}{KEY}\n"):
+        file.write_text(f"teacher: mock\n{text}")
+        ended = run("generate", tmp_path / "out", "--config", file, MY_TOKEN=KEY)
+        assert (ended.returncode, traces(ended.stderr)) == (2, []), ended.stderr
+        assert "my.yaml:2" in ended.stderr
+    ended = run("generate", tmp_path / "out", "--teacher", "mock", SELFINSTRUCT_API_KEY_ENV=KEY)
+    assert (ended.returncode, traces(ended.stderr)) == (2, []), ended.stderr
+    assert "takes the NAME of the variable" in ended.stderr
+
+
+def test_s1_a_run_is_not_resumed_with_a_key_in_its_settings(run: Any, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    assert run("generate", out, "--teacher", "scripted", "--num", "5").returncode == 0
+    for flags in (("--base-url", f"http://127.0.0.1:9/{KEY}/v1"), ("--set", f"seed={KEY}"), ("--api-key-env", KEY)):
+        ended = run("resume", out, "--num", "9", *flags, OPENAI_API_KEY=KEY)
+        assert (ended.returncode, traces(ended.stderr)) == (2, []), ended.stderr
+    assert not [path for path in out.rglob("*") if path.is_file() and traces(path.read_bytes().decode("latin-1"))]
+
+
 def test_s2_no_flag_takes_a_key_and_settings_hold_none(run: Any) -> None:
     assert "--api-key " not in run("generate", "--help").stdout
     resolved = settings(base_url="https://teacher.example/v1", api_key_env="MY_KEY")
@@ -181,6 +244,9 @@ def test_s15_yaml_is_data_and_bounded(run: Any, tmp_path: Path) -> None:
         "bomb": "a: &a [x, x]\n" + "\n".join(f"{c}: &{c} [*{b}, *{b}]" for b, c in itertools.pairwise("abcdefghi")),
         "deep": "teacher: " + "[" * 50_000,
         "large": "# " + "x" * (2 << 20),
+        "base 60": "seed: " + "1:" * 500_000 + "1",
+        "lists": "a:\n " + "- " * 30_000 + "x",
+        "names": "".join(f"k{n}: v\n" for n in range(6000)),
         "environment": "teacher: ${OPENAI_API_KEY}",
     }  # fmt: skip
     for name, text in bad.items():
@@ -218,13 +284,54 @@ def test_s22_importing_and_asking_for_help_opens_no_socket() -> None:
         "network = ('socket.connect', 'socket.getaddrinfo')\n"
         "sys.addaudithook(lambda event, args: event in network and seen.append(args))\n"
         "import selfinstruct, openai\n"
-        "from selfinstruct.cli.main import app\n"
+        "from selfinstruct.cli.app import app\n"
         "try:\n    app(['--help'])\nexcept SystemExit:\n    pass\n"
         "print('sockets', len(seen))\n"
     )
     variables = {**os.environ, "PYTHONWARNINGS": "ignore"}
     ended = subprocess.run([sys.executable, "-c", watch], capture_output=True, text=True, env=variables, timeout=60)
     assert ended.stdout.strip().endswith("sockets 0"), ended.stderr
+
+
+LEAKS = {"email": "ana.silva@mail.gov.pt", "phone": "(732) 830-9763", "api_key": "hf_" + "aB3dE6gH9j" * 4}
+LEAKED = f"Ask {LEAKS['email']} or {LEAKS['phone']}, with {LEAKS['api_key']}."
+
+
+@pytest.mark.parametrize("way", ["flag", "mask", "drop"])
+def test_s23_no_secret_of_a_teacher_goes_out_unseen(way: str, run: Any, teacher: Start, tmp_path: Path) -> None:
+    good = by_prompt()
+
+    def answer(body: dict[str, Any], n: int) -> Reply:
+        reply = good(body, n)
+        assert isinstance(reply, Reply)
+        reply.text = reply.text.replace("Explain", f"Explain to {LEAKS['email']}", 1).replace("- ", f"- {LEAKED} ", 1)
+        return reply
+
+    server, out = teacher(answer), tmp_path / "out"
+    ended = run(
+        "generate", out, "--teacher", "mock", "--base-url", server.url, "--num", 40, "--secrets", way, "--json"
+    )  # fmt: skip
+    assert ended.returncode == 0, ended.stderr
+    rows = [row for path in (out / "v1").glob("*.parquet") for row in pq.read_table(path).to_pylist()]
+    leaking = [row for row in rows if any(text in str(row) for text in LEAKS.values())]
+    kinds = sorted(LEAKS)
+    assert all(
+        row["flags"] == (kinds if LEAKED in row["output"] else ["email"] if row in leaking else []) for row in rows
+    )
+    assert bool(leaking) == (way == "flag")
+    assert any("[EMAIL] or [PHONE], with [API_KEY]." in row["output"] for row in rows) == (way == "mask")
+    assert all(row["id"] == row_id(row["instruction"], row["input"]) for row in rows)
+
+    counted = {"rows": len(leaking), "kinds": {k: n for k in kinds if (n := sum(k in row["flags"] for row in rows))}}
+    manifest = json.loads((out / "v1" / "_manifest.json").read_text())["about"]
+    assert json.loads(ended.stdout)["flagged"] == manifest["flagged"] == counted
+    told = f"v1: {len(leaking)} rows look as if they hold secrets or personal text: api_key "
+    for command in ("publish", "status", "resume"):
+        assert (told in run(command, out).stdout) == (way == "flag")
+        assert json.loads(run(command, out, "--json").stdout)["flagged"] == counted
+    assert ("rows look as if" in (out / "README.md").read_text()) == (way == "flag")
+    assert ("secret" in manifest["rejected"]) == (way == "drop")
+    assert ("masked-email" in manifest["repaired"]) == (way == "mask")
 
 
 def test_placeholder_keys_damage_no_text() -> None:

@@ -80,6 +80,10 @@ BAD_LINES = {
     "deep": ("[" * 100_000, "nested too deep"),
     "a long number": ('{"a": ' + "9" * 10_000 + "}", "number too long"),
     "half a character": ('{"instruction": "\\ud800", "input": "", "output": "b"}', "lone surrogate"),
+    "half a character in the id": (line().replace("{", '{"id": "\\ud800", ', 1), "lone surrogate"),
+    "half a character elsewhere": (line(id="a").replace("{", '{"more": [{"\\udfff": 1}], ', 1), "lone surrogate"),
+    "a key twice": ('{"instruction": "a", "instruction": "b", "output": "c"}', '"instruction" is there twice'),
+    "a key twice inside": ('{"instruction": "a", "instances": [{"output": "b", "output": "c"}]}', '"output" is there'),
     "a huge line": ('{"instruction": "' + "a" * MAX_LINE_CHARS + '"}', "characters in one line"),
     "NULs": ("\x00\x00\x01", "not JSON"),
 }

@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
+import re
+import socket
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -90,6 +95,50 @@ def test_a_link_in_the_place_of_a_file_is_replaced_and_its_target_left_alone(tmp
     assert not (tmp_path / "README.md").is_symlink()
 
 
+@pytest.mark.parametrize("kind", ["a pipe", "a folder", "a link", "a socket", "missing"])
+def test_a_file_of_ours_that_is_none_is_never_waited_for(kind: str, tmp_path: Path) -> None:
+    path = tmp_path / "f"
+    if kind == "a pipe":
+        os.mkfifo(path)
+    elif kind == "a folder":
+        path.mkdir()
+    elif kind == "a link":
+        path.symlink_to(__file__)
+    elif kind == "a socket":
+        with socket.socket(socket.AF_UNIX) as server:
+            server.bind(str(path))
+    with pytest.raises(OSError):
+        durable.read(path)
+
+
+@pytest.mark.parametrize("kind", ["a file", "a link to nothing", "a link to a file", "a pipe"])
+def test_what_only_has_the_name_of_a_version_is_named(kind: str, run: Any, out: Path) -> None:
+    planted = out / "v3"
+    if kind == "a file":
+        planted.write_text("mine")
+    elif kind == "a pipe":
+        os.mkfifo(planted)
+    else:
+        planted.symlink_to(out / "README.md" if kind == "a link to a file" else out / "nothing")
+    for command in (("resume", out, "--num", "80"), ("publish", out), ("versions", out), ("show", out)):
+        ended = run(*command)
+        assert ended.returncode == 3, command
+        assert f"{planted}: is " in ended.stderr
+        assert "remove it" in ended.stderr
+    assert f"{planted}: is " in run("verify", out).stdout
+    planted.unlink()
+    assert run("resume", out, "--num", "80").returncode == run("verify", out).returncode == 0
+
+
+def test_a_manifest_with_an_infinite_number_is_damaged(run: Any, out: Path) -> None:
+    path = out / "v2" / store.MANIFEST
+    path.write_text(re.sub(r'"rows": \d+,', '"rows": Infinity,', path.read_text()))
+    for command in ("verify", "versions"):
+        ended = run(command, out)
+        assert ended.returncode == 3
+        assert f"{path}: is damaged" in ended.stdout + ended.stderr
+
+
 def test_a_write_that_fails_leaves_the_old_file(tmp_path: Path) -> None:
     (tmp_path / "folder").mkdir()
     with pytest.raises(OSError):
@@ -108,3 +157,26 @@ def test_a_card_knows_whether_it_is_whole(out: Path) -> None:
 def test_an_out_that_is_no_folder_is_told(tmp_path: Path) -> None:
     with pytest.raises(OutputError, match="none"):
         store.versions(tmp_path / "none")
+
+
+def test_a_full_disk_is_told_once_and_not_again_when_the_writer_is_collected(tmp_path: Path) -> None:
+    program = """
+import resource, sys
+from pathlib import Path
+import pyarrow as pa
+from selfinstruct.dataset.parquet import open_writer
+columns = pa.schema([("text", pa.binary())])
+
+def write():
+    with open_writer(Path(sys.argv[1]), columns) as writer:
+        writer.write_table(pa.table({"text": [b"of another shard"]}, schema=columns))
+        resource.setrlimit(resource.RLIMIT_FSIZE, (0, resource.RLIM_INFINITY))
+        raise OSError("the disk is full")
+
+try:
+    write()
+except OSError as error:
+    print("told")
+"""
+    ended = subprocess.run([sys.executable, "-c", program, tmp_path / "x.parquet"], capture_output=True, text=True)
+    assert (ended.stdout, ended.stderr) == ("told\n", "")

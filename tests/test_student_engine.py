@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import random
 from collections.abc import Sequence
 from typing import Any
@@ -13,7 +14,7 @@ pytest.importorskip("transformers", reason="the student room needs transformers"
 
 from student_tiny import tiny_config  # noqa: E402
 
-from selfinstruct.errors import UsageError  # noqa: E402
+from selfinstruct.errors import EnvironmentFault, UsageError  # noqa: E402
 from selfinstruct.student import attends, sampling, sizing  # noqa: E402
 from selfinstruct.student.engine import Engine, EngineConfig, Request, _rounded  # noqa: E402
 from selfinstruct.student.fuse import fuse  # noqa: E402
@@ -140,6 +141,25 @@ def test_what_cannot_fit_is_refused_at_once(prompt: tuple[int, ...], new: int) -
         engine.submit(Request(0, prompt, new))
 
 
+def test_memory_that_runs_out_is_told_with_a_smaller_batch() -> None:
+    made = model()
+
+    def full(*_: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.")
+
+    made.model.layers[1].register_forward_pre_hook(full)
+    requests = [Request(number, tuple(text), 4) for number, text in enumerate(prompts(8))]
+    with pytest.raises(EnvironmentFault, match="memory does not suffice") as caught:
+        list(generate(made, requests, [], BatchOptions()))
+    assert "--batch 4" in caught.value.hint
+
+
+def test_the_coldest_temperature_draws_the_likeliest() -> None:
+    logits, ones = torch.randn(5, 50) * 20, torch.ones(5)
+    drawn = sampling.sampled(logits, 1e-42 * ones, ones, 0 * ones, torch.rand(5))
+    assert drawn.tolist() == logits.argmax(-1).tolist()
+
+
 def test_sampling_cuts_by_top_p_and_min_p() -> None:
     logits = torch.log(torch.tensor([[0.5, 0.3, 0.15, 0.05]])).repeat(4, 1)
     ones = torch.ones(4)
@@ -174,11 +194,13 @@ def test_models_that_attend_otherwise_go_left_padded_and_say_so() -> None:
     made.generation_config.eos_token_id = None
     made.generation_config.pad_token_id = 0
     assert "sliding" in unsupported(config)
+    asking = copy.deepcopy(made)
+    asking.generation_config.repetition_penalty = 1.5  # as many models bring one: nobody asked for it here
     texts = prompts(7, 30)
     expected = one_by_one(made, texts, 8, set())
     said: list[str] = []
     requests = [Request(number, tuple(text), 8) for number, text in enumerate(texts)]
-    answers = generate(made, requests, [], BatchOptions(limit=3, log=said.append))
+    answers = generate(asking, requests, [], BatchOptions(limit=3, log=said.append))
     assert {answer.request_id: answer.tokens for answer in answers} == dict(enumerate(expected))
     assert "sliding window" in said[0]
 

@@ -14,14 +14,14 @@ torch = pytest.importorskip("torch", reason="the student room needs torch")
 pytest.importorskip("transformers", reason="the student room needs transformers")
 gguf = pytest.importorskip("gguf", reason="export needs gguf")
 
-from student_tiny import tiny_config, tiny_model, tiny_tokenizer  # noqa: E402
+from student_tiny import spm_tokenizer, tiny_config, tiny_model, tiny_tokenizer  # noqa: E402
 
 from selfinstruct.errors import ModelFileError, OutputError, UsageError  # noqa: E402
 from selfinstruct.student.export_gguf import _interleave, _llama3_frequencies, export  # noqa: E402
 from selfinstruct.student.gguf_words import BYTE, CONTROL, NORMAL, UNKNOWN, UNUSED, read_words  # noqa: E402
 from selfinstruct.student.merge import merge  # noqa: E402
 from selfinstruct.student.prompt import ALPACA_LORA, load_template, save_template  # noqa: E402
-from selfinstruct.student.weights import load, load_weights, locate  # noqa: E402
+from selfinstruct.student.weights import load, load_config, load_weights, locate  # noqa: E402
 
 # peft asks transformers for a name that transformers 5.23 has renamed.
 pytestmark = pytest.mark.filterwarnings("ignore:.*gradient_checkpointing:FutureWarning")
@@ -117,10 +117,41 @@ def test_export_refuses_what_it_would_get_wrong(folder: Path, tmp_path: Path) ->
     assert not (tmp_path / "a.gguf").exists()
 
 
+def test_an_export_makes_the_folder_of_its_file(folder: Path, tmp_path: Path) -> None:
+    assert export(str(folder), tmp_path / "new" / "out.gguf").is_file()
+    (folder / "model.safetensors").write_bytes(b"cut off")
+    with pytest.raises(ModelFileError, match="weights cannot be read"):
+        export(str(folder), tmp_path / "other.gguf")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["new", "tiny"]
+
+
+def test_a_dtype_that_is_none_is_refused_before_the_weights_are_read(folder: Path, tmp_path: Path) -> None:
+    for dtype in ("auto", "int8"):
+        with pytest.raises(UsageError, match="unknown dtype"):
+            merge(str(folder), tmp_path / "out", dtype=dtype)
+
+
+def test_a_run_that_has_not_ended_is_said_to_go_on(tmp_path: Path) -> None:
+    (tmp_path / "run.json").write_text("{}")
+    with pytest.raises(ModelFileError, match="has not ended yet"):
+        locate(str(tmp_path))
+
+
 def test_pickles_are_refused_by_name(folder: Path) -> None:
     (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
     with pytest.raises(ModelFileError, match="pickles"):
         load(str(folder))
+
+
+def test_a_models_own_code_is_never_run(folder: Path, tmp_path: Path) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    config |= {"model_type": "strange", "auto_map": {"AutoConfig": "code.X", "AutoModelForCausalLM": "code.X"}}
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "code.py").write_text(f"open({str(tmp_path / 'run')!r}, 'w')")
+    for read in (load_config, load_weights):
+        with pytest.raises(ModelFileError, match="Python code of its own, which is never run"):
+            read(locate(str(folder)))
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize("name", ["nowhere", "./no/where", "/no/where.gguf", "a/b/c"])
@@ -147,26 +178,6 @@ def test_llama3_positions_are_those_of_transformers() -> None:
     factors = _llama3_frequencies(config.to_dict())
     assert factors is not None
     np.testing.assert_allclose(plain / factors, expected.numpy(), rtol=1e-5)
-
-
-def spm_tokenizer(folder: Path) -> Any:
-    """A SentencePiece-like tokenizer as LLaMA's is converted: byte fallback, merges, a space in front."""
-    from tokenizers import Tokenizer, decoders, models, normalizers, processors
-    from transformers import PreTrainedTokenizerFast
-
-    merges = [("r", "e"), ("re", "d"), ("▁", "red"), ("l", "u"), ("b", "lu"), ("▁", "b"), ("blu", "e"), ("▁", "blue")]
-    vocabulary = {"<unk>": 0, "<s>": 1, "</s>": 2} | {f"<0x{byte:02X}>": 3 + byte for byte in range(256)}
-    for piece in ["".join(pair) for pair in merges] + list("▁redblu"):
-        vocabulary.setdefault(piece, len(vocabulary))
-    tokenizer = Tokenizer(models.BPE(vocabulary, merges, unk_token="<unk>", fuse_unk=True, byte_fallback=True))
-    tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
-    tokenizer.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
-    tokenizer.post_processor = processors.TemplateProcessing("<s> $A", special_tokens=[("<s>", 1)])
-    made = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", unk_token="<unk>", pad_token="</s>"
-    )
-    made.save_pretrained(folder)
-    return made
 
 
 def test_sentencepiece_words_keep_their_order_of_merges(tmp_path: Path) -> None:

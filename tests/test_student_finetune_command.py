@@ -5,7 +5,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 import signal
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -100,11 +102,14 @@ def test_the_plan_reads_the_shape_of_a_model(made: tuple[str, str]) -> None:
     [
         ([], 2, "finetune needs DATASET"),
         (["nowhere", "--model", "MODEL"], 2, "no such dataset or file"),
-        (["ROWS", "--model", "./nowhere"], 3, "no such folder"),
+        (["ROWS", "--model", "./nowhere"], 3, "no model there"),
         (["ROWS", "--model", "MODEL", "--recipe", "best"], 2, "no recipe 'best'"),
         (["ROWS", "--model", "MODEL", "--template", "chat"], 2, "no chat template"),
         (["ROWS", "--model", "MODEL", "--max-length", "20"], 2, "fill 20 tokens"),
         (["ROWS", "--model", "MODEL", "--attention", "varlen"], 2, "needs a GPU"),
+        (["ROWS", "--model", "MODEL", "--adam-state", "4bit"], 2, "no Adam state '4bit'"),
+        (["ROWS", "--model", "MODEL", "--set", "warmth=1"], 2, "no such setting"),
+        (["ROWS", "--model", "MODEL", "--set", "lora_alpha=x"], 2, "of type int"),
     ],
 )
 def test_mistakes_are_told_with_a_remedy(
@@ -116,6 +121,66 @@ def test_mistakes_are_told_with_a_remedy(
     assert said in ended.stderr
     assert "hint: " in ended.stderr
     assert not (tmp_path / "run").exists()
+
+
+def test_a_device_that_is_none_is_refused(made: tuple[str, str], tmp_path: Path) -> None:
+    ended = finetune(made[0], "--model", made[1], "-o", str(tmp_path / "run"), "--device", "gpu")
+    assert (ended.exit_code, "no device 'gpu'" in ended.stderr) == (2, True)
+
+
+@pytest.mark.skipif(find_spec("tensorboard") is not None, reason="tensorboard is installed")
+def test_a_missing_watcher_is_told_before_anything_is_made(made: tuple[str, str], tmp_path: Path) -> None:
+    ended = finetune(made[0], "--model", made[1], "-o", str(tmp_path / "run"), "--tensorboard")
+    assert (ended.exit_code, "needs tensorboard" in ended.stderr) == (3, True)
+    assert not (tmp_path / "run").exists()
+
+
+def test_any_number_of_a_recipe_can_be_set(made: tuple[str, str], tmp_path: Path) -> None:
+    flags = [
+        "--set",
+        "warmup=0.5",
+        "--set",
+        "lora_targets=q_proj,v_proj",
+        "--set",
+        "loss_on_prompt=true",
+        "--lr",
+        "1e-3",
+    ]
+    run = tmp_path / "run"
+    ended = finetune(made[0], "--model", made[1], "-o", str(run), "--method", "lora", "--max-steps", "1", *flags)
+    assert ended.exit_code == 4, ended.stderr
+    recipe = json.loads((run / "run.json").read_text())["recipe"]
+    assert (recipe["warmup"], recipe["lora_targets"]) == (0.5, ["q_proj", "v_proj"])
+    assert (recipe["loss_on_prompt"], recipe["lr"]) == (True, 1e-3)
+
+
+def test_of_several_processes_one_reports(
+    made: tuple[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RANK", "1")
+    ended = finetune(made[0], "--model", made[1], "-o", str(tmp_path / "run"), "--epochs", "0.1", "--json")
+    assert (ended.exit_code, ended.stdout) == (0, "")
+
+
+def test_a_run_is_named_by_its_models_files_and_not_by_their_place(made: tuple[str, str], tmp_path: Path) -> None:
+    flags = [made[0], "-o", str(tmp_path / "run"), "--batch", "8", "--epochs", "1"]
+    moved = tmp_path / "model"
+    shutil.copytree(made[1], moved)
+    assert finetune(*flags, "--model", made[1], "--max-steps", "1").exit_code == 4
+    assert finetune(*flags, "--model", str(moved), "--max-steps", "1").exit_code == 4
+    tiny_model(moved, seed=1)  # the same shape, other weights
+    ended = finetune(*flags, "--model", str(moved))
+    assert (ended.exit_code, "model.weights" in ended.stderr) == (2, True)
+
+
+def test_a_finished_run_is_a_model_to_start_from(made: tuple[str, str], tmp_path: Path) -> None:
+    first, second = tmp_path / "first", tmp_path / "second"
+    assert finetune(made[0], "--model", made[1], "-o", str(first), "--epochs", "0.1").exit_code == 0
+    assert finetune(made[0], "--model", str(first), "-o", str(second), "--epochs", "0.1").exit_code == 0
+    adapted = finetune(made[0], "--model", made[1], "-o", str(tmp_path / "a"), "--epochs", "0.1", "--method", "lora")
+    assert adapted.exit_code == 0, adapted.stderr
+    refused = finetune(made[0], "--model", str(tmp_path / "a"), "-o", str(tmp_path / "b"))
+    assert (refused.exit_code, "merge it first" in refused.stderr) == (2, True)
 
 
 def test_a_dataset_version_is_read_by_split_and_named_by_its_hashes(tmp_path: Path) -> None:

@@ -82,9 +82,10 @@ def test_rows_of_other_settings_are_not_mixed(folder: Path, tmp_path: Path) -> N
 def test_a_changed_row_is_answered_again(folder: Path, tmp_path: Path) -> None:
     rows = questions.read(str(write_rows(tmp_path / "rows.jsonl", 3)))
     answer(folder, tmp_path / "out.jsonl", rows)
-    rows[1] = Question(1, "another one")
+    rows[0], rows[1] = Question(0, rows[0].instruction, rows[0].input, "a better one"), Question(1, "another one")
     assert answer(folder, tmp_path / "out.jsonl", rows).answered == 1
     assert lines(tmp_path / "out.jsonl")[1]["instruction"] == "another one"
+    assert lines(tmp_path / "out.jsonl")[0]["reference"] == "a better one"
 
 
 def test_a_prompt_without_room_gets_an_empty_answer(folder: Path, tmp_path: Path) -> None:
@@ -119,10 +120,12 @@ def test_questions_come_from_csv_json_and_prompts(tmp_path: Path) -> None:
 
 
 def test_all_bad_rows_are_named_at_once(tmp_path: Path) -> None:
-    (tmp_path / "a.jsonl").write_text('{"instruction": ""}\n{bad\n{"instruction": "a", "input": 3}\n')
+    rows = ['{"instruction": ""}', '{"instruction": "a \\ud83d"}', '{"instruction": "a", "input": 3}']
+    (tmp_path / "a.jsonl").write_text("\n".join(rows))
     with pytest.raises(UsageError) as caught:
         questions.read(str(tmp_path / "a.jsonl"))
-    assert [word in str(caught.value) for word in ("row 1", "row 2", "row 3")] == [True] * 3
+    for said in ("jsonl:1: has no instruction", "jsonl:2: holds half a character", "jsonl:3: has an 'input'"):
+        assert said in str(caught.value)
 
 
 @pytest.mark.parametrize("bad", [{"max_new_tokens": 0}, {"temperature": -1.0}, {"top_p": 0.0}, {"engine": "x"}])

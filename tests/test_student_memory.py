@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from selfinstruct.student import fits
-from selfinstruct.student.memory import CARDS, LLAMA_7B, choose, predict
+from selfinstruct.student.memory import CARDS, CONTEXT, LLAMA_7B, choose, predict
 from selfinstruct.student.recipes import recipe
 
 
@@ -55,3 +55,17 @@ def test_the_plan_tells_the_truth_about_a_12_gb_card() -> None:
     assert " 12 GB  lora    does not fit" in text
     assert "QLoRA from 6." in text
     assert fits.least(LLAMA_7B, "qlora", recipe(None, "qlora")).total < 8 * 2**30
+
+
+def test_a_plan_tells_what_tensors_take_from_what_the_card_must_hold() -> None:
+    plan = predict(LLAMA_7B, "qlora", tokens=2048, checkpointed_layers=32, compiled=False)
+    assert plan.total - plan.allocated == CONTEXT
+    # bitsandbytes' NF4 with double quantisation: 4 bits, an 8-bit scale for 64 numbers, a 32-bit one for 256 scales.
+    four_bit = plan.parts["weights"] - 2 * (LLAMA_7B.parameters - LLAMA_7B.linear_parameters)
+    assert four_bit / LLAMA_7B.linear_parameters == pytest.approx(0.5 + 1 / 64 + 4 / (64 * 256))
+
+
+def test_qlora_of_a_7b_trains_on_8_gib() -> None:
+    plan = choose(LLAMA_7B, "qlora", 8 * 2**30, step_tokens=18000, longest=512, compiled=False)
+    assert plan is not None
+    assert plan.total <= 8 * 2**30

@@ -3,12 +3,24 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 torch = pytest.importorskip("torch", reason="the student needs the train extra")
+pytest.importorskip("transformers", reason="the student needs the train extra")
 
+from student_tiny import tiny_model
+
+from selfinstruct.student import adapters, attention
 from selfinstruct.student.optimizer import AdamSettings, SplitAdamW, global_norm
+from selfinstruct.student.recipes import Recipe
 from selfinstruct.student.rounding import join_halves, narrow, noise, split_halves, widen
+from selfinstruct.student.tokens import from_rows
+from selfinstruct.student.trainee import Trainee, load_model
+from selfinstruct.student.trainer import Trainer
+
+pytestmark = pytest.mark.filterwarnings("default")
 
 
 def run(state: str, steps: int = 60) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -72,6 +84,30 @@ def test_a_second_moment_keeps_moving_in_bf16() -> None:
         adam.step(0.0, torch.ones(()))
     v = widen(adam.state_tensors()["w/v"])
     assert v.mean().item() == pytest.approx(1 - 0.999**400, rel=0.02)
+
+
+@pytest.mark.skipif(not hasattr(torch.Tensor, "grad_dtype"), reason="gradients have the dtype of weights before 2.10")
+def test_gradients_of_adapters_add_up_in_32_bits(tmp_path: Path) -> None:
+    pytest.importorskip("peft")
+    sdpa = attention.Choice("sdpa", "asked for")
+    folder = str(tiny_model(tmp_path))
+    model = load_model(folder, dtype=torch.bfloat16, kernel=sdpa, device=torch.device("cpu"))
+    adapters.add(model, Recipe("test", method="lora", lora_rank=4), folder)
+    trainee = Trainee(model)
+    optimizer = SplitAdamW(trainee.named_trained(), AdamSettings())
+    tokens = from_rows(
+        [[1, *range(number + 3, number + 60), 2] for number in range(64)], [1] * 64, eos=2, max_length=99
+    )
+    trainer = Trainer(trainee, optimizer, tokens, Recipe("test", batch=64), steps=1, budget=64)
+    rows, sums = list(range(64)), dict.fromkeys(optimizer.parameters, torch.zeros(()))
+    for batch in trainer.micro_batches(rows):
+        trainee(batch, 64 * 58).backward()
+        for name, parameter in optimizer.parameters.items():
+            sums[name] = sums[name] + parameter.grad.double()
+        optimizer.zero_grad()
+    trainer.backward(rows, 64 * 58)
+    for name, parameter in optimizer.parameters.items():
+        torch.testing.assert_close(parameter.grad.double(), sums[name].double(), rtol=1e-4, atol=1e-9)
 
 
 def test_clipping_goes_by_the_global_norm() -> None:

@@ -7,6 +7,7 @@ import os
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -31,8 +32,11 @@ print(json.dumps({"end": outcome.end, "losses": outcome.losses, "evaluations": o
 """
 
 
-def start(world: int, *arguments: str) -> list[dict[str, object]]:
-    """Run the program in ``world`` processes; what each printed last."""
+def start(world: int, *arguments: str, stop: Path | None = None) -> list[dict[str, object]]:
+    """Run the program in ``world`` processes; what each printed last.
+
+    ``stop``: a log; when it has lines, the last process, and no other one, gets SIGTERM.
+    """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -46,6 +50,10 @@ def start(world: int, *arguments: str) -> list[dict[str, object]]:
         for r in range(world)
     ]  # fmt: skip
     try:
+        while stop is not None and processes[-1].poll() is None and not (stop.exists() and stop.stat().st_size):
+            time.sleep(0.01)
+        if stop is not None:
+            processes[-1].terminate()
         ended = [process.communicate(timeout=100) for process in processes]
     finally:
         for process in processes:
@@ -56,7 +64,8 @@ def start(world: int, *arguments: str) -> list[dict[str, object]]:
 
 @pytest.mark.parametrize("method", ["full", "lora"])
 def test_two_processes_give_the_losses_of_one(tmp_path: Path, method: str) -> None:
-    rows, model = write_rows(tmp_path / "rows.jsonl", 36), tiny_model(tmp_path / "model")
+    rows = write_rows(tmp_path / "rows.jsonl", 36)
+    model = tiny_model(tmp_path / "model", tie_word_embeddings=method == "full")
     alone = start(1, str(rows), str(model), str(tmp_path / "one"), method, "0")[0]
     first = start(2, str(rows), str(model), str(tmp_path / "two"), method, "2")
     second = start(2, str(rows), str(model), str(tmp_path / "two"), method, "0")
@@ -72,3 +81,16 @@ def test_two_processes_give_the_losses_of_one(tmp_path: Path, method: str) -> No
     assert one.keys() == two.keys()
     for name in one:
         assert (one[name] - two[name]).abs().max() < 1e-4
+
+
+def test_a_signal_to_one_process_ends_all_with_nothing_lost(tmp_path: Path) -> None:
+    rows, model, run = write_rows(tmp_path / "rows.jsonl", 800), tiny_model(tmp_path / "model"), tmp_path / "run"
+    arguments = [str(rows), str(model), str(run), "full", "0"]
+    ended = start(2, *arguments, stop=run / "log.jsonl")
+    assert [one["end"] for one in ended] == ["signal", "signal"]
+    assert ended[0]["losses"] == ended[1]["losses"]
+    done = len(ended[0]["losses"])  # type: ignore[arg-type]
+    logged = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in logged if "loss" in line] == list(range(1, done + 1))
+    state = json.loads((run / f"checkpoint-{done:08d}" / "state.json").read_text())
+    assert state["tokens"] == logged[-1]["tokens"]

@@ -23,8 +23,7 @@ from selfinstruct.records import Prompt
 from selfinstruct.student import serving
 from selfinstruct.student.dialogue import encode_dialogue
 from selfinstruct.student.loopback import is_loopback
-from selfinstruct.student.prompt import ALPACA
-from selfinstruct.student.reply import Reply
+from selfinstruct.student.prompt import ALPACA, Template
 from selfinstruct.student.serve import Service, application
 from selfinstruct.student.weights import load
 
@@ -82,6 +81,8 @@ def test_models_names_the_student(service: Service) -> None:
     status, body = asked(service, "/v1/models")
     assert (status, body["data"][0]["id"]) == (200, "student")
     assert asked(service, "/health")[1]["status"] == "ok"
+    assert asked(service, "/v1/models/student")[1] == body["data"][0]
+    assert asked(service, "/v1/models/other")[0] == 404
 
 
 def test_the_same_seed_gives_the_same_text_and_n_gives_n_different_ones(service: Service) -> None:
@@ -152,6 +153,8 @@ def test_several_prompts_and_token_ids_are_answered_in_order(service: Service) -
         ({"Host": "127.0.0.1.evil.example:80"}, 403),
         ({"Origin": "https://evil.example"}, 403),
         ({"Origin": "null"}, 403),
+        ({"Host": "[bad"}, 403),
+        ({"Origin": "http://[bad"}, 403),
         ({"Origin": "http://localhost:3000"}, 200),
         ({"Host": "localhost:1"}, 200),
         ({"Host": "[::1]:80"}, 200),
@@ -188,6 +191,10 @@ def test_a_token_is_asked_for_where_one_is_set(service: Service) -> None:
         ("/v1/completions", {"prompt": "a", "max_tokens": True}, 400, "max_tokens"),
         ("/v1/completions", {"prompt": "a", "stop": [1]}, 400, "stop"),
         ("/v1/completions", {"prompt": "a " * 900}, 400, "does not fit"),
+        ("/v1/completions", {"prompt": "a \ud83d"}, 400, "surrogate"),
+        ("/v1/completions", {"prompt": "a", "stream": "no"}, 400, "stream"),
+        ("/v1/chat/completions", {"messages": [{"role": "user", "content": "\ud83d"}]}, 400, "surrogate"),
+        ("/v1/chat/completions", {**ASK, "top_logprobs": 3}, 400, "needs logprobs"),
         ("/v1/completions", {"prompt": "a", "model": "gpt"}, 404, "only 'student'"),
         ("/v1/chat/completions", {"messages": []}, 400, "no messages"),
         ("/v1/chat/completions", {"messages": [{"role": "assistant", "content": "a"}]}, 400, "alternate"),
@@ -202,6 +209,20 @@ def test_what_is_not_honoured_is_refused_by_name(
     seen, answer = asked(service, path, body)
     assert seen == status
     assert word in answer["error"]["message"]
+
+
+def test_a_body_that_cannot_be_unpacked_is_refused_in_the_same_shape(service: Service) -> None:
+    status, answer = asked(service, "/v1/completions", "no gzip", **{"Content-Encoding": "gzip"})
+    assert (status, answer["error"]["type"]) == (400, "invalid_request_error")
+    guarded = Service(service.live, service.tokenizer, service.template, "student", 400, token="secret")
+    assert asked(guarded, "/v1/models", None, Authorization="Bearer \udcff")[0] == 401
+
+
+def test_a_chat_template_that_refuses_is_the_clients_to_mend(service: Service) -> None:
+    refusing = Template("chat", "chat", chat_template="{{ raise_exception('no system messages') }}")
+    own = Service(service.live, service.tokenizer, refusing, "student", 400)
+    status, answer = asked(own, "/v1/chat/completions", ASK)
+    assert (status, "no system messages" in answer["error"]["message"]) == (400, True)
 
 
 def test_our_own_client_understands_it(service: Service) -> None:
@@ -240,23 +261,6 @@ def test_a_broken_engine_is_told_to_all_and_to_health(tmp_path: Path) -> None:
     assert served(broken, work) == ([503, 503], 503)
     assert isinstance(broken.live.failure, ServerError)
     broken.live.close()
-
-
-def test_a_reply_shows_whole_characters_and_holds_back_what_may_be_a_stop() -> None:
-    tokenizer = tiny_tokenizer()
-    ids = tokenizer("aé💡 STOP b", add_special_tokens=False)["input_ids"]
-    reply = Reply(tokenizer, ["STOP", "💡x"])
-    pieces = [reply.feed([token]) for token in ids]
-    assert "".join(pieces) == "aé💡 "
-    assert all("\ufffd" not in piece for piece in pieces)
-    assert (reply.stopped, reply.end(), reply.text) == (True, "", "aé💡 ")
-    open_end = Reply(tokenizer, ["bcd"])
-    assert [open_end.feed([token]) for token in tokenizer("abc", add_special_tokens=False)["input_ids"]] == [
-        "a",
-        "",
-        "",
-    ]
-    assert (open_end.end(), open_end.text) == ("bc", "abc")
 
 
 def test_a_conversation_is_made_of_turns_as_they_were_trained() -> None:

@@ -96,6 +96,27 @@ def test_the_chat_template_is_the_models_own(tokenizer: Any) -> None:
     assert template.chat_template == own.chat_template
 
 
+def test_a_chat_template_gives_the_same_ids_whatever_the_day_and_the_tokenizers_files() -> None:
+    own = tiny_tokenizer()
+    own.chat_template = "{{ strftime_now('%d %b %Y') }}{% for m in messages %}{{ m.content }}{% endfor %}"
+    template = named_template("chat", own)
+    own.chat_template = "something else"
+    assert own.decode(template.encode_prompt(own, "hi")) == "26 Jul 2024hi"
+
+
+def test_a_chat_template_that_refuses_is_told(tokenizer: Any) -> None:
+    own = tiny_tokenizer()
+    own.chat_template = "{{ raise_exception('no system messages') }}"
+    with pytest.raises(UsageError, match="no system messages"):
+        named_template("chat", own).encode_prompt(own, "hi")
+
+
+def test_an_end_token_in_a_task_is_text(tokenizer: Any) -> None:
+    tokens = tokenise([Example("a</s>", "</s>", "b</s>c")], ALPACA, tokenizer, max_length=512)
+    assert tokens.row(0).tolist().count(tokenizer.eos_token_id) == 1
+    assert tokenizer.decode(tokens.row(0), skip_special_tokens=True).endswith("### Response:b</s>c")
+
+
 def test_rows_are_read_from_every_kind_of_file(tmp_path: Path) -> None:
     import pyarrow as arrow
     import pyarrow.parquet as parquet
@@ -116,11 +137,13 @@ def test_all_bad_rows_are_told_at_once(tmp_path: Path) -> None:
         {"output": "b"},
         {"instruction": "a"},
         {"instruction": " ", "output": ""},
+        {"instruction": "a \ud83d", "output": ""},
     ]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     with pytest.raises(UsageError) as caught:
         examples.read(str(path))
-    assert "3 bad rows" in str(caught.value)
+    assert "4 bad rows" in str(caught.value)
+    assert "rows.jsonl:5: holds half a character" in str(caught.value)
     assert "rows.jsonl:2: has no text 'instruction'" in str(caught.value)
     assert "rows.jsonl:4: has an empty instruction" in str(caught.value)
 

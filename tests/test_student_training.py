@@ -156,6 +156,7 @@ def test_a_run_that_was_stopped_ends_as_the_unbroken_one(rows: Path, model: Path
     assert second.end == "done"
     assert [*first.losses, *second.losses] == pytest.approx(list(whole.losses), rel=1e-6)
     assert second.evaluations[-1][1] == pytest.approx(whole.evaluations[-1][1], rel=1e-6)
+    assert (whole.evaluations[0][0], second.evaluations[0][0] > 0) == (0, True)
     logged = [json.loads(line) for line in (tmp_path / "broken" / "log.jsonl").read_text().splitlines()]
     assert [line["step"] for line in logged if "loss" in line] == list(range(1, whole.steps + 1))
     assert not list((tmp_path / "broken").glob("checkpoint-*"))

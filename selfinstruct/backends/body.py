@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
+import time
 import zlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 
 import httpx2
 
@@ -11,14 +13,15 @@ from selfinstruct.errors import UnusableAnswer
 
 MAX_BODY_BYTES = 8 * 1024 * 1024
 MAX_ERROR_BYTES = 64 * 1024  # of an error's body, which is only quoted
+ERROR_SECONDS = 5.0  # for the whole of it
 _PACKED = ("gzip", "deflate")
 
 
 class LimitedStream(httpx2.AsyncByteStream):
     """Passes a body on, unpacked and counted, up to ``limit`` bytes.
 
-    Beyond that, and when the packing is damaged, an answer is an UnusableAnswer; an error's body just ends there, for
-    its status and headers count more.
+    Beyond that, and when the packing is damaged, an answer is an UnusableAnswer. An error's body just ends there, also
+    when it is cut or does not come: its status and headers count more.
     """
 
     def __init__(self, stream: httpx2.AsyncByteStream, *, encoding: str, is_error: bool) -> None:
@@ -28,14 +31,20 @@ class LimitedStream(httpx2.AsyncByteStream):
         self._limit = MAX_ERROR_BYTES if is_error else MAX_BODY_BYTES
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
-        try:
-            async for chunk in self._bounded():
+        chunks = self._bounded()
+        if not self._is_error:
+            async for chunk in chunks:
                 yield chunk
-        except UnusableAnswer:
-            if not self._is_error:
-                raise
+            return
+        deadline = time.monotonic() + ERROR_SECONDS
+        while True:
+            try:
+                chunk = await asyncio.wait_for(anext(chunks), deadline - time.monotonic())
+            except (StopAsyncIteration, TimeoutError, UnusableAnswer, httpx2.HTTPError, httpx2.StreamError):
+                return
+            yield chunk
 
-    async def _bounded(self) -> AsyncIterator[bytes]:
+    async def _bounded(self) -> AsyncGenerator[bytes, None]:
         if self._encoding not in ("identity", *_PACKED):
             raise UnusableAnswer(f"the answer is packed with {self._encoding[:40]!r}, which was not asked for")
         unpack = zlib.decompressobj(wbits=47) if self._encoding in _PACKED else None  # 47: gzip or zlib, by its header

@@ -26,7 +26,13 @@ from selfinstruct.errors import PromptRefused, SelfInstructError, TransientFault
 from selfinstruct.records import Completion, Finish, Prompt
 
 _PATHS = {"chat": "/chat/completions", "completions": "/completions"}
-_FINISH: dict[str, Finish] = {"stop": "stop", "length": "length", "content_filter": "refused"}
+_FINISH: dict[str, Finish] = {"length": "length", "max_tokens": "length", "content_filter": "refused"}  # else "stop"
+_BROKEN_OFF = frozenset(("error", "abort", "aborted", "cancelled", "canceled", "timeout"))
+# What the client makes itself. Its variables (OPENAI_CUSTOM_HEADERS, ...) are meant for OpenAI, not for every server.
+_OUR_HEADERS = frozenset(
+    "accept accept-encoding authorization connection content-length content-type host transfer-encoding "
+    "user-agent".split()
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +67,7 @@ class HttpBackend:
         self._redact = Redactor(api_key)
         self._quote = self._redact.quote
         self._token_limit_name, self._schema_style = token_limit_name, schema_style
+        self._authorization = f"Bearer {api_key or 'none'}"
         self._client = openai.AsyncOpenAI(
             base_url=base_url,
             api_key=api_key or "none",  # the client insists; a local server ignores it
@@ -73,7 +80,7 @@ class HttpBackend:
                 trust_env=not is_loopback(base_url),  # no proxy of the environment gets to see what stays here
                 timeout=httpx2.Timeout(timeout, connect=min(timeout, 15.0)),
                 limits=httpx2.Limits(max_connections=max_in_flight + 8, max_keepalive_connections=max_in_flight),
-                event_hooks={"response": [limit_body]},
+                event_hooks={"request": [self._keep_ours], "response": [limit_body]},
             ),
         )
 
@@ -85,6 +92,13 @@ class HttpBackend:
             return self._completion(prompt, answer, time.monotonic() - start)
         except (KeyError, IndexError, TypeError, AttributeError, ValueError, OverflowError):
             raise UnusableAnswer(f"{self.host}: an answer without a usable choice: {self._quote(answer)}") from None
+
+    async def _keep_ours(self, request: httpx2.Request) -> None:
+        """Request hook: no header of the environment goes out with the prompt, whatever its variables say."""
+        for name in [name for name in request.headers if name.lower() not in _OUR_HEADERS]:
+            if not name.lower().startswith("x-stainless-"):
+                del request.headers[name]
+        request.headers["Authorization"] = self._authorization
 
     def halt(self) -> None:
         """Nothing waits here."""
@@ -139,8 +153,11 @@ class HttpBackend:
             raise UnusableAnswer(f"{self.host}: the answer is no JSON: {said}") from None
         if not isinstance(answer, dict):
             raise UnusableAnswer(f"{self.host}: the answer is no JSON object: {self._quote(answer)}")
-        if answer.get("error") and not answer.get("choices"):
-            raise fault_of_error(self.host, answer["error"], self._model, self._quote)
+        choices = answer.get("choices")
+        first = choices[0] if isinstance(choices, list) and choices and isinstance(choices[0], dict) else {}
+        wrong = answer.get("error") or first.get("error")  # gateways put it beside half a text
+        if wrong:
+            raise fault_of_error(self.host, wrong, response.headers, self._model, self._quote)
         return answer
 
     def _completion(self, prompt: Prompt, answer: dict[str, Any], seconds: float) -> Completion:
@@ -149,6 +166,8 @@ class HttpBackend:
         text = choice["message"]["content"] if self._api == "chat" else choice["text"]
         if self._api == "chat" and choice["message"].get("refusal"):
             raise PromptRefused(f"{self.host}: the model refused the prompt", reason="refused by the model")
+        if reason in _BROKEN_OFF:
+            raise UnusableAnswer(f"{self.host}: the answer was broken off (finish_reason {reason!r})")
         finish = _FINISH.get(reason, "stop") if isinstance(reason, str) else "stop"
         if finish == "refused":
             raise PromptRefused(f"{self.host}: the content filter cut the answer", reason="content filter")

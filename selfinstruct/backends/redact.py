@@ -17,7 +17,8 @@ class Redactor:
     def __init__(self, key: str | None) -> None:
         key = key if key and len(key) >= 4 else ""
         self._forms = [form for form in _forms(key) if form] if key else []
-        self._parts = {form[i : i + _PART] for form in self._forms for i in range(max(1, len(form) - _PART + 1))}
+        told = [form.casefold() for form in [*self._forms, key.encode().hex()]] if key else []
+        self._parts = {form[i : i + _PART] for form in told for i in range(max(1, len(form) - _PART + 1))}
         self._in_text = [form for form in self._forms if len(key) >= _LONG_KEY]
 
     def quote(self, said: object, limit: int = 300) -> str:
@@ -40,7 +41,8 @@ class Redactor:
 
     def _word(self, match: re.Match[str]) -> str:
         word = match.group()
-        return "***" if any(part in word for part in self._parts) else word
+        folded = word.casefold()
+        return "***" if any(part in folded for part in self._parts) else word
 
 
 def _forms(key: str) -> list[str]:

@@ -3,11 +3,12 @@
 What becomes of a fault:
 
 =====================  ==========================================================================================
-TransientFault         asked again; the run stops, resumable, when ``patience`` is used up
+TransientFault         asked again. Given up, counted and left for the next resume when that many faults in a row are
+                       no chance any more while others are answered; when nobody is answered the run stops,
+                       resumable, once ``patience`` is used up
 RateLimited            all requests to that endpoint wait (``endpoints.py``); the run stops when the wait asked for is
-                       longer than ``patience``, or when nothing was answered for so long
-UnusableAnswer         asked again a few times, then skipped and counted; when nobody gets a usable answer it is the
-                       teacher and not the prompt: then like TransientFault
+                       longer than ``patience``, or when nothing was answered for so long; else like TransientFault
+UnusableAnswer         like TransientFault; when the first answers are all unusable the settings are wrong: stops
 PromptRefused          never asked again: skipped and counted
 TeacherFault           stops the run; nothing that still waits is sent
 =====================  ==========================================================================================
@@ -27,9 +28,8 @@ from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type
 
 from selfinstruct.backends.endpoints import Endpoints
 from selfinstruct.errors import (
-    PromptRefused,
+    GivenUp,
     RateLimited,
-    SelfInstructError,
     Stopped,
     TeacherFault,
     TransientFault,
@@ -41,16 +41,25 @@ _FIRST_WAIT, _LONGEST_WAIT = 0.5, 8.0  # seconds, doubling; the longest is short
 _FIRST_WAIT_UNUSABLE = 0.25  # the server is well
 _FIRST_WAIT_REFUSED = 0.15  # without a wait asked for: the pace does the rest
 _MIN_ATTEMPTS = 4  # for slow teachers, whose attempts alone are longer than the patience
-_MOST_UNUSABLE = 6  # attempts for a prompt that never gets a usable answer
-_NOBODY = 8  # so many prompts without a usable answer, and none with one in between: it is the teacher
-_NEVER_ANY = 20  # so many unusable answers before the first usable one: the settings are wrong
+_LEAST_TO_GIVE_UP = 8  # attempts; they take about half a minute
+_SUSPECT = 3  # attempts are enough for one that was given up by an earlier command
+_CHANCE = 1e-6  # of meeting so many faults in a row where others meet so few: then it is the prompt
+_NEVER_ANY, _NEVER_ANY_SECONDS = 12, 5.0  # so many unusable answers for so long before the first usable one
+
+
+@dataclasses.dataclass(slots=True)
+class _Asked:
+    """One request: what all requests together had met when it was first and last asked."""
+
+    answers: int
+    faults: int
+    answers_lately: int
 
 
 class RetryingBackend:
     """Asks again after a transient fault, for up to ``patience`` seconds a request (at least four attempts).
 
-    ``on_trouble`` is told what is being waited for, in words. Nothing is given up in silence: a request that may
-    succeed later stops the run, resumable; one that will not is refused, which the run counts.
+    ``on_trouble`` is told what is being waited for, in words. Nothing is given up in silence: see GivenUp and Stopped.
     """
 
     def __init__(self, endpoints: Endpoints, *, patience: float, on_trouble: Callable[[str], None]) -> None:
@@ -59,17 +68,18 @@ class RetryingBackend:
         self._on_trouble = on_trouble
         self._halted = asyncio.Event()
         self._last_answer = time.monotonic()
-        self._answers = self._unusable = 0
-        self._without: set[int] = set()  # requests without a usable answer, since the last usable one
+        self._answers = self._faults = self._unusable = 0
+        self._first_unusable = 0.0
         self.name = endpoints.name
         self.max_in_flight = endpoints.max_in_flight
 
     async def complete(self, prompt: Prompt) -> Completion:
-        """Ask until there is an answer. Raises PromptRefused, a TeacherFault, or what the last attempt met."""
+        """Ask until there is an answer. Raises PromptRefused, GivenUp, a TeacherFault, or what the last attempt met."""
+        asked = _Asked(self._answers, self._faults, self._answers)
         retrying = AsyncRetrying(
             retry=retry_if_exception_type(TransientFault),
             wait=_pause,
-            stop=partial(self._is_over, prompt),
+            stop=partial(self._is_over, prompt, asked),
             sleep=self._sleep,
             reraise=True,
         )
@@ -77,12 +87,11 @@ class RetryingBackend:
             async for attempt in retrying:
                 with attempt:
                     completion = await self._endpoints.complete(prompt)
-        except TeacherFault:
+        except (TeacherFault, Stopped):
             self.halt()
             raise
         self._last_answer = time.monotonic()
         self._answers += 1
-        self._without.clear()
         attempts = retrying.statistics["attempt_number"]
         return completion if attempts == 1 else dataclasses.replace(completion, attempts=attempts)
 
@@ -94,21 +103,29 @@ class RetryingBackend:
     async def aclose(self) -> None:
         await self._endpoints.aclose()
 
-    def _is_over(self, prompt: Prompt, state: RetryCallState) -> bool:
+    def _is_over(self, prompt: Prompt, asked: _Asked, state: RetryCallState) -> bool:
         """After a failed attempt: True when there will be no other, or an error that says more than the fault."""
         error = state.outcome.exception() if state.outcome else None
         if not isinstance(error, TransientFault):
             return True
         now = time.monotonic()
         since = state.start_time
-        if isinstance(error, UnusableAnswer):
-            self._judge_unusable(prompt, error, state.attempt_number)
-        elif isinstance(error, RateLimited):
+        self._faults += 1
+        if isinstance(error, RateLimited):
             since = max(since, self._last_answer)  # others are answered: it will be our turn
             self._respect(error)
+        if prompt.was_given_up and state.attempt_number >= _SUSPECT:
+            raise GivenUp(f"request {prompt.request_no} is given up again: {error.message}", reason="no answer")
+        if not prompt.was_given_up:
+            self._judge_first_answers(error, now)
+        if self._is_no_chance(asked, state.attempt_number):
+            raise _given_up(prompt, error, state.attempt_number)
         enough = state.attempt_number >= _MIN_ATTEMPTS or now - self._last_answer > self._patience
         if enough and now + state.upcoming_sleep - since > self._patience:
+            if self._answers > asked.answers_lately:
+                raise _given_up(prompt, error, state.attempt_number)
             return True
+        asked.answers_lately = self._answers
         self._on_trouble(f"request {prompt.request_no}, attempt {state.attempt_number + 1}: {error.message[:80]}")
         return False
 
@@ -133,16 +150,33 @@ class RetryingBackend:
             ) from error
         self._on_trouble(f"paused until {until}, as the teacher asks")
 
-    def _judge_unusable(self, prompt: Prompt, error: SelfInstructError, attempt: int) -> None:
-        self._without.add(prompt.request_no)
+    def _judge_first_answers(self, error: TransientFault, now: float) -> None:
+        """Stop when all that the teacher has said so far is of no use: it will not get better by asking."""
+        if self._answers or not isinstance(error, UnusableAnswer):
+            return
+        self._first_unusable = self._first_unusable or now
         self._unusable += 1
-        if self._answers == 0 and self._unusable >= _NEVER_ANY and attempt >= _MIN_ATTEMPTS:
+        if self._unusable >= _NEVER_ANY and now - self._first_unusable >= _NEVER_ANY_SECONDS:
             raise Stopped(
                 f"{self._unusable} answers and none is usable: {error.message}",
                 hint="check --base-url, --teacher and --api chat|completions",
             ) from error
-        if attempt >= _MOST_UNUSABLE and len(self._without) < _NOBODY:
-            raise PromptRefused(error.message, reason=f"no usable answer in {_MOST_UNUSABLE} attempts") from error
+
+    def _is_no_chance(self, asked: _Asked, attempts: int) -> bool:
+        """True when so many faults in a row say something about the prompt, by what others met meanwhile."""
+        answers = self._answers - asked.answers
+        faults = self._faults - asked.faults - attempts
+        share = (faults + 1) / (answers + faults + 2)
+        return answers > 0 and attempts >= _LEAST_TO_GIVE_UP and share**attempts < _CHANCE
+
+
+def _given_up(prompt: Prompt, error: TransientFault, attempts: int) -> GivenUp:
+    reason = "no usable answer" if isinstance(error, UnusableAnswer) else "no answer"
+    return GivenUp(
+        f"request {prompt.request_no} is given up for now, after {attempts} attempts while others were answered; the "
+        f"last: {error.message}",
+        reason=reason,
+    )
 
 
 def _pause(state: RetryCallState) -> float:

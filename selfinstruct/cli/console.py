@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import signal
 import sys
+import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Any
+from contextlib import contextmanager, suppress
+from typing import Any, TextIO
 
 import typer
 
-from selfinstruct.errors import SelfInstructError
+from selfinstruct.errors import OutputError, SelfInstructError, UsageError
 
 
 def printable(text: str) -> str:
@@ -20,8 +23,11 @@ def printable(text: str) -> str:
 
 
 def say(text: str) -> None:
-    """A line for the user, on standard error."""
-    print(printable(text), file=sys.stderr, flush=True)
+    """A line for the user, on standard error. A command whose standard error takes nothing goes on in silence."""
+    try:
+        print(printable(text), file=sys.stderr, flush=True)
+    except OSError:
+        _to_nowhere(sys.stderr)
 
 
 def result(text: str) -> None:
@@ -34,49 +40,102 @@ def result_json(value: Any) -> None:
     print(json.dumps(value, ensure_ascii=True), flush=True)
 
 
+def output_lost(error: OSError) -> int:
+    """Tell why standard output takes no more, unless its reader has just seen enough; the exit code."""
+    _to_nowhere(sys.stdout)
+    if isinstance(error, BrokenPipeError):
+        return 1
+    say(f"error: standard output cannot be written ({error.strerror or error})")
+    return OutputError.exit_code
+
+
+def _to_nowhere(stream: TextIO) -> None:
+    """Let what is still to be written vanish: it would fail once more when Python ends."""
+    with suppress(OSError, ValueError):  # a stream without a descriptor
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, stream.fileno())
+        os.close(nowhere)
+
+
 @contextmanager
 def errors_shown(*, as_json: bool = False) -> Iterator[None]:
     """Show an error of ours as message and remedy, and exit with its code."""
     try:
         yield
     except SelfInstructError as error:
-        fail(error, as_json=as_json)
+        fail(_name_too_long(error) or error, as_json=as_json)
+    except OSError as error:
+        if (wrong := _name_too_long(error)) is None:
+            raise
+        fail(wrong, as_json=as_json)
     except KeyboardInterrupt:
         say("interrupted")
         raise typer.Exit(130) from None
 
 
+def _name_too_long(error: Exception) -> UsageError | None:
+    """A file name that the disk does not take is wrong usage, in whichever place it is met first."""
+    cause = error if isinstance(error, OSError) else error.__cause__
+    if not isinstance(cause, OSError) or cause.errno != errno.ENAMETOOLONG:
+        return None
+    return UsageError(f"{str(cause.filename)[:80]}...: this file name is too long", hint="give it a shorter one")
+
+
 class _Interrupted(KeyboardInterrupt):
-    def __init__(self, number: int) -> None:
-        super().__init__(number)
-        self.number = number
+    """A signal came, number ``args[0]``."""
 
 
 @contextmanager
 def interruptions_told(command: str) -> Iterator[None]:
     """SIGINT and SIGTERM end what is inside at once, and the last line says how to go on. The loop, which waits for
     answers that are paid for, has handlers of its own while it runs."""
+    received: list[int] = []
 
     def interrupt(number: int, _frame: object) -> None:
+        received.append(number)
         raise _Interrupted(number)
 
     before = {number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        yield
-    except _Interrupted as interrupted:
+        with _sent_again_when_dropped():
+            yield
+    except (_Interrupted, Exception) as error:
+        if not received or isinstance(error, typer.Exit):
+            raise
+        # Where the signal fell into C code that imports, it comes out as that code's own error.
+        for number in before:
+            signal.signal(number, signal.SIG_IGN)
         say("stopped: interrupted")
         say(f"resume with: {command}")
-        raise typer.Exit(128 + interrupted.number) from None
+        raise typer.Exit(128 + received[0]) from None
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
 
 
+@contextmanager
+def _sent_again_when_dropped() -> Iterator[None]:
+    """Python drops, and prints, what is raised while it destroys an object: such an interruption is sent once more."""
+    before = sys.unraisablehook
+
+    def dropped(what: sys.UnraisableHookArgs) -> None:
+        if isinstance(what.exc_value, _Interrupted):
+            threading.Timer(0.01, os.kill, (os.getpid(), what.exc_value.args[0])).start()
+        else:
+            before(what)
+
+    sys.unraisablehook = dropped
+    try:
+        yield
+    finally:
+        sys.unraisablehook = before
+
+
 def fail(error: SelfInstructError, *, as_json: bool = False) -> None:
     """Print an error and exit."""
-    if as_json:
-        result_json({"error": error.message, "hint": error.hint, "exit_code": error.exit_code})
     say(f"error: {error.message}")
     if error.hint:
         say(f"hint: {error.hint}")
+    if as_json:
+        result_json({"error": error.message, "hint": error.hint, "exit_code": error.exit_code})
     raise typer.Exit(error.exit_code)

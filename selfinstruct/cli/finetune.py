@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -29,19 +31,33 @@ _EXAMPLES = """Examples:
   torchrun --nproc-per-node 2 $(which selfinstruct) finetune outputs/first --model models/llama-7b -o runs/two"""
 
 
+Rows = Annotated[
+    str | None, typer.Argument(metavar="DATASET[@v]|FILE", help="A dataset folder, or .jsonl, .json, .csv, .parquet.")
+]
+Run = Annotated[
+    Path | None, typer.Option("--run", "-o", metavar="RUN", help="Folder of the run; the same command resumes it.")
+]
+Set = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="NAME=VALUE",
+        help="Any other setting: warmup, schedule, weight_decay, lora_alpha, lora_targets...",
+    ),
+]
+
+
 def register(app: typer.Typer) -> None:
     """Add the command of this file."""
     app.command(epilog=_EXAMPLES)(finetune)
 
 
 def finetune(
-    data: Annotated[
-        str | None, typer.Argument(metavar="DATASET[@v]|FILE", help="A dataset folder, or .jsonl, .json, .parquet.")
+    data: Rows = None,
+    model: Annotated[
+        str | None, typer.Option(help="A model's folder, a run of full training, a .gguf file, smollm2, or owner/name.")
     ] = None,
-    model: Annotated[str | None, typer.Option(help="Folder with safetensors, .gguf file, or name on the Hub.")] = None,
-    run: Annotated[
-        Path | None, typer.Option("--run", "-o", metavar="RUN", help="Folder of the run; the same command resumes it.")
-    ] = None,
+    run: Run = None,
     method: Annotated[str | None, typer.Option(help="full, lora, qlora [full, or the recipe's].")] = None,
     recipe: Annotated[str | None, typer.Option(help="alpaca-7b (Stanford's numbers), alpaca-lora.")] = None,
     template: Annotated[str | None, typer.Option(help="alpaca, alpaca-lora, chat [the recipe's].")] = None,
@@ -57,9 +73,7 @@ def finetune(
     dtype: Annotated[str, typer.Option(help="auto, bf16 (with exact fp32 masters), fp32.")] = "auto",
     device: Annotated[str, typer.Option(help="auto, cuda, cpu.")] = "auto",
     attention: Annotated[str, typer.Option(help="auto, flash, varlen, flex, sdpa.")] = "auto",
-    adam_state: Annotated[
-        str, typer.Option(help="Adam's moments: auto (what memory allows), fp32, bf16, 8bit.")
-    ] = "auto",
+    adam_state: Annotated[str, typer.Option(help="Adam's moments: auto (by memory), fp32, bf16, 8bit.")] = "auto",
     tokens_per_micro_batch: Annotated[int, typer.Option(help="0: what memory allows.", min=0)] = 0,
     checkpoint_layers: Annotated[int, typer.Option(help="Layers computed twice; -1: as memory asks.", min=-1)] = -1,
     save_every: Annotated[int, typer.Option(help="Steps between checkpoints; 0: each epoch.", min=0)] = 0,
@@ -68,9 +82,11 @@ def finetune(
     compile_: Annotated[bool, typer.Option("--compile/--no-compile", help="Compile the layers on a GPU.")] = True,
     tensorboard: Annotated[bool, typer.Option("--tensorboard", help="Write TensorBoard's files into RUN.")] = False,
     wandb: Annotated[bool, typer.Option("--wandb", help="Send the figures to Weights & Biases.")] = False,
+    backend: Annotated[str, typer.Option(help="native, or trl (TRL's SFTTrainer, if it is installed).")] = "native",
     plan: Annotated[
         bool, typer.Option("--plan", help="Print the predicted memory and what fits; train nothing.")
     ] = False,
+    settings: Set = None,
     json: options.Json = False,
 ) -> None:
     """Fine-tune a model on a dataset: the same steps as a padded trainer, without the padding.
@@ -81,10 +97,9 @@ def finetune(
         from selfinstruct.errors import UsageError
         from selfinstruct.student import recipes
 
-        chosen = recipes.recipe(
-            recipe, method, template=template, epochs=epochs, batch=batch, lr=lr, max_length=max_length,
-            hold_out=hold_out, lora_rank=lora_rank, seed=seed,
-        )  # fmt: skip
+        flags = {"template": template, "epochs": epochs, "batch": batch, "lr": lr, "max_length": max_length,
+                 "hold_out": hold_out, "lora_rank": lora_rank, "seed": seed}  # fmt: skip
+        chosen = recipes.recipe(recipe, method, **{**flags, **recipes.assigned(settings or ())})
         if plan:
             return _plan(model, chosen, as_json=json)
         if not (data and model and run):
@@ -93,7 +108,7 @@ def finetune(
             dtype, device, attention, adam_state, tokens_per_micro_batch, checkpoint_layers, compile_, save_every,
             eval_every, max_steps, tensorboard, wandb,
         )  # fmt: skip
-        _train(data, model, run, chosen, runtime, as_json=json)
+        _train(data, model, run, chosen, runtime, backend, as_json=json)
 
 
 def _plan(model: str | None, recipe: Recipe, *, as_json: bool) -> None:
@@ -111,16 +126,14 @@ def _plan(model: str | None, recipe: Recipe, *, as_json: bool) -> None:
         result(fits.as_text(name, shape, recipe))
 
 
-def _train(data: str, model: str, run: Path, recipe: Recipe, runtime: Runtime, *, as_json: bool) -> None:
+def _train(data: str, model: str, run: Path, recipe: Recipe, runtime: Runtime, backend: str, *, as_json: bool) -> None:
     """Train, report, and exit with the right code."""
-    from selfinstruct.student.packages import require_packages
-
-    require_packages()
-    from selfinstruct.student.finetune import finetune as work
-
-    outcome = work(data, model, run, recipe, runtime, say=say, on_progress=_Line())
+    work, line = _backend(backend), _Line()
+    outcome = work(data, model, run, recipe, runtime, say=line.say, on_progress=line)
     command = "the same command resumes it"
     code = {"done": 0, "limit": 4, "signal": 128 + (outcome.signal or 2)}[outcome.end]
+    if os.environ.get("RANK", "0") != "0":  # of several processes one reports
+        raise typer.Exit(code)
     if as_json:
         result_json(_as_json(outcome, code))
     elif outcome.end == "done":
@@ -132,6 +145,23 @@ def _train(data: str, model: str, run: Path, recipe: Recipe, runtime: Runtime, *
         say(f"stopped after step {outcome.step} of {outcome.steps}, with a checkpoint: {command}")
         sys.stdout.flush()
         raise typer.Exit(code)
+
+
+def _backend(name: str) -> Callable[..., Outcome]:
+    """What trains. The packages it needs are looked for first."""
+    from selfinstruct.errors import UsageError
+    from selfinstruct.student.packages import require_packages
+
+    if name not in ("native", "trl"):
+        raise UsageError(f"no backend {name!r}", hint="known: native, trl")
+    require_packages()
+    if name == "trl":
+        from selfinstruct.student import trl_backend
+
+        return trl_backend.finetune
+    from selfinstruct.student import finetune as native
+
+    return native.finetune
 
 
 def _as_json(outcome: Outcome, code: int) -> dict[str, Any]:
@@ -154,6 +184,12 @@ class _Line:
 
     def __init__(self) -> None:
         self._shown = 0.0
+
+    def say(self, text: str) -> None:
+        """A line of its own, in the place of the progress line."""
+        if sys.stderr.isatty():
+            print("\r\x1b[K", end="", file=sys.stderr)
+        say(text)
 
     def __call__(self, progress: Progress) -> None:
         last = progress.step == progress.steps

@@ -62,6 +62,9 @@ def generate(
         str | None, typer.Option(metavar="FILE[,FILE]", help="Keep out what resembles a task of these evaluation sets.")
     ] = None,
     profile: options.Profile = None,
+    secrets: Annotated[
+        str | None, typer.Option(help="Text that looks secret or personal: flag, mask, or drop the task [flag].")
+    ] = None,
     allow_plain_http: Annotated[
         bool | None, typer.Option("--allow-plain-http", help="Let a key go over http to another host.")
     ] = None,
@@ -100,18 +103,23 @@ def resume(
     max_minutes: options.MaxMinutes = None,
     min_acceptance: options.MinAcceptance = None,
     profile: options.Profile = None,
+    forget_damaged: Annotated[
+        bool, typer.Option("--forget-damaged", help="Ask, and pay, again for answers that the disk has damaged.")
+    ] = False,
+    set_: options.Set = None,
     json: options.Json = False,
 ) -> None:
     """Go on with the run in OUT as it began; no answer in its journal is asked for again."""
-    flags = {name: value for name, value in locals().items() if name not in ("out", "json") and value is not None}
+    named = {name: value for name, value in locals().items() if name not in ("out", "forget_damaged", "set_", "json")}
     with errors_shown(as_json=json):
-        from selfinstruct.config import load
+        flags = {**options.assigned(set_), **{name: value for name, value in named.items() if value is not None}}
         from selfinstruct.run import folder
 
         folder.require_run(out)
         recorded = folder.recorded_config(out).model_dump()
         with interruptions_told(_resume_command(out)):
-            _work(out, load(None, {}, {**recorded, **flags}).resolve(), as_json=json, teacher_named=True)
+            settings = options.built(None, {}, {**recorded, **flags})
+            _work(out, settings, as_json=json, teacher_named=True, forget_damaged=forget_damaged)
 
 
 def _seeds_of(out: Path, config: RunConfig) -> list[SeedTask]:
@@ -140,7 +148,7 @@ def _resume_command(out: Path) -> str:
     return f"selfinstruct resume {shlex.quote(str(out))}"
 
 
-def _work(out: Path, config: RunConfig, *, as_json: bool, teacher_named: bool) -> None:
+def _work(out: Path, config: RunConfig, *, as_json: bool, teacher_named: bool, forget_damaged: bool = False) -> None:
     """Check, run, publish, report, and exit with the right code."""
     from selfinstruct.run import folder
     from selfinstruct.servers import teachers
@@ -153,7 +161,7 @@ def _work(out: Path, config: RunConfig, *, as_json: bool, teacher_named: bool) -
         say("no --teacher named: the embedded model writes (name one for data worth training on)")
     from selfinstruct.run.session import work
 
-    ended = work(out, config, seeds, evaluation, teacher, say)
+    ended = work(out, config, seeds, evaluation, teacher, say, forget_damaged=forget_damaged)
     version, is_new = _publish(out, config, ended)
     _report(out, config, ended, version, is_new=is_new, as_json=as_json)
 
@@ -170,9 +178,16 @@ def _publish(out: Path, config: RunConfig, ended: Ended) -> tuple[Version | None
 def _report(
     out: Path, config: RunConfig, ended: Ended, version: Version | None, *, is_new: bool, as_json: bool
 ) -> None:
+    from selfinstruct.cli.runs import tell_of_flags
+    from selfinstruct.errors import GivenUp
+
     outcome = ended.outcome
     command = _resume_command(out)
     code = {"target": 0, "limit": 4, "signal": 128 + (ended.signal or 2), "fault": 4}[outcome.end]
+    reason = outcome.reason
+    if outcome.given_up:
+        code = code or GivenUp.exit_code
+        reason += f"; {outcome.given_up} {'request was' if outcome.given_up == 1 else 'requests were'} given up for now"
     if outcome.fault is not None and outcome.end == "fault":
         code = outcome.fault.exit_code
     rows = min(outcome.kept, config.num)
@@ -180,22 +195,25 @@ def _report(
         result_json(
             {
                 "end": outcome.end,
-                "reason": outcome.reason,
+                "reason": reason,
                 "rows": rows,
                 "target": config.num,
                 "requests": outcome.spent.requests,
                 "tokens": outcome.spent.tokens,
+                "given_up": outcome.given_up,
                 "version": version.name if version else None,
                 "new_version": is_new,
+                "flagged": dict(version.flagged) if version else {},
                 "resume": None if code == 0 else command,
                 "exit_code": code,
             }
         )
     elif version is not None:
         result(f"{out}: {version.name}{'' if is_new else ' (as before)'} with {version.rows} rows")
+        tell_of_flags(version)
         result(f"load it:  selfinstruct.load({str(out)!r})  or  datasets.load_dataset({str(out)!r})")
     if code:
-        say(f"{'error' if outcome.end == 'fault' else 'stopped'}: {outcome.reason} ({rows} of {config.num} rows)")
+        say(f"{'error' if outcome.end == 'fault' else 'stopped'}: {reason} ({rows} of {config.num} rows)")
         if outcome.fault is not None and outcome.fault.hint and outcome.end == "fault":
             say(f"hint: {outcome.fault.hint}")
         say(f"resume with: {command}")

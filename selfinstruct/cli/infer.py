@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from selfinstruct.cli import options
-from selfinstruct.cli.console import errors_shown, result, result_json, say
+from selfinstruct.cli.console import errors_shown, interruptions_told, result, result_json, say
 
 if TYPE_CHECKING:
     from selfinstruct.student.infer import Outcome
@@ -87,10 +89,11 @@ def infer(
             template, engine, dtype, quant, batch, compile_layers, context,
         )  # fmt: skip
         bar = _Bar()
-        try:
-            outcome = answer(model, rows, out, how, log=bar.say, on_progress=bar.show)
-        finally:
-            bar.close()
+        with interruptions_told(shlex.join(["selfinstruct", *sys.argv[1:]])):
+            try:
+                outcome = answer(model, rows, out, how, log=bar.say, on_progress=bar.show)
+            finally:
+                bar.close()
         _report(out, outcome, as_json=json)
 
 
@@ -105,6 +108,7 @@ def _report(out: Path, outcome: Outcome, *, as_json: bool) -> None:
                 "too_long": outcome.too_long,
                 "new_tokens": outcome.new_tokens,
                 "seconds": round(outcome.seconds, 3),
+                "peak_bytes": outcome.peak,
             }
         )
         return
@@ -134,10 +138,11 @@ def _plan(model: str, max_new_tokens: int, *, as_json: bool) -> None:
 
 
 class _Bar:
-    """A bar on a terminal, nothing without one; log lines in both cases."""
+    """A bar on a terminal, a line every ten seconds elsewhere; log lines in both cases."""
 
     def __init__(self) -> None:
         self._bar: Any = None
+        self._shown = time.monotonic()
 
     def show(self, done: int, rows: int, tokens: int) -> None:
         if self._bar is None and sys.stderr.isatty():
@@ -147,6 +152,9 @@ class _Bar:
         if self._bar is not None:
             self._bar.set_postfix_str(f"{tokens} tokens", refresh=False)
             self._bar.update(done - self._bar.n)
+        elif time.monotonic() - self._shown > 10:
+            self._shown = time.monotonic()
+            say(f"{done} of {rows} rows, {tokens} new tokens")
 
     def say(self, line: str) -> None:
         if self._bar is not None:

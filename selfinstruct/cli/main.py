@@ -1,69 +1,45 @@
-"""The command ``selfinstruct``. Commands import what they need when they run, so that ``--help`` is instant."""
+"""The command ``selfinstruct``, from its first import to its exit code."""
 
 from __future__ import annotations
 
-import platform
-from importlib.metadata import PackageNotFoundError, version
-from typing import Annotated
-
-import typer
-
-from selfinstruct.cli import config, dedup, finetune, generate, infer, merge, model, runs, seeds, serve, verify
-
-app = typer.Typer(
-    name="selfinstruct",
-    help="From human seed tasks to a versioned instruction dataset, written by a teacher model of your choice.",
-    epilog="Begin with:  selfinstruct model pull smollm2  then  selfinstruct generate outputs/first --num 20",
-    no_args_is_help=True,
-    rich_markup_mode=None,
-    pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
-
-
-def _version(context: typer.Context, wanted: bool) -> None:
-    if not wanted:
-        return
-    print(f"selfinstruct {version('selfinstruct')}")
-    if context.params.get("verbose"):
-        _versions_behind()
-    raise typer.Exit()
-
-
-def _versions_behind() -> None:
-    """What this program runs on: the novelty engine, Python, and the packages that decide how it behaves."""
-    from selfinstruct.novelty.index import RougeLIndex
-
-    print(f"novelty engine: {RougeLIndex().engine}")
-    print(f"python {platform.python_version()} on {platform.platform()}")
-    for name in ("openai", "datasets", "pyarrow", "rapidfuzz", "numpy", "xllamacpp", "torch", "transformers"):
-        try:
-            print(f"{name} {version(name)}")
-        except PackageNotFoundError:
-            print(f"{name} is not installed")
-
-
-@app.callback()
-def _options(
-    verbose: Annotated[bool, typer.Option("--verbose", help="With --version: what it runs on.", is_eager=True)] = False,
-    version: Annotated[bool, typer.Option("--version", help="Show the version and exit.", callback=_version)] = False,
-) -> None:
-    """From human seed tasks to a versioned instruction dataset, written by a teacher model of your choice."""
-
-
-generate.register(app)
-runs.register(app)
-verify.register(app)
-dedup.register(app)
-finetune.register(app)
-merge.register(app)
-infer.register(app)
-serve.register(app)
-app.add_typer(seeds.app, name="seeds")
-app.add_typer(model.app, name="model")
-app.add_typer(config.app, name="config")
+import atexit
+import os
+import signal
+import sys
 
 
 def run() -> None:
-    """Entry point of the installed command."""
-    app()
+    """Entry point of the installed command. It imports inside: Ctrl-C may come while Python still reads modules."""
+    try:
+        from selfinstruct.cli.app import app
+
+        try:
+            app()
+        finally:
+            if sys.stdout is not None:
+                sys.stdout.flush()
+    except KeyboardInterrupt:
+        _interrupted()
+    except OSError as error:
+        if error.filename is not None:  # commands map all others: without a file's name it is what they print
+            raise
+        from selfinstruct.cli.console import output_lost
+
+        sys.exit(output_lost(error))
+    except SystemExit as ended:
+        if isinstance(getattr(ended.__context__, "__cause__", None), KeyboardInterrupt):  # typer caught it, silently
+            _interrupted()
+        _close_down()
+        raise
+
+
+def _interrupted() -> None:
+    _close_down()
+    print("interrupted", file=sys.stderr)
+    sys.exit(130)
+
+
+def _close_down() -> None:
+    """From here on Ctrl-C ends what still hangs, without a traceback, and does not change how the command ended."""
+    signal.signal(signal.SIGINT, lambda *_: os._exit(130))
+    atexit.register(signal.signal, signal.SIGINT, signal.SIG_IGN)  # all threads are over by then

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from selfinstruct.cli import options
-from selfinstruct.cli.console import errors_shown, result, result_json
+from selfinstruct.cli.console import errors_shown, result, result_json, say
 
 
 def register(app: typer.Typer) -> None:
@@ -30,8 +30,8 @@ def merge(
         require_packages()
         from selfinstruct.student.merge import merge as write
 
-        written = write(run, out, dtype=dtype)
-        _report({"out": str(written)}, f"{written}: merged; try  selfinstruct chat {written}", as_json=json)
+        written = write(run, out, dtype=dtype, log=say)
+        _report({"out": str(written)}, f"{written}: written; try  selfinstruct chat {written}", as_json=json)
 
 
 def export(
@@ -47,7 +47,7 @@ def export(
         require_packages()
         from selfinstruct.student.export_gguf import export as write
 
-        written = write(model, out, gguf)
+        written = write(model, out, gguf, log=say)
         size = written.stat().st_size
         _report({"out": str(written), "bytes": size}, f"{written}: {gguf}, {size / 1e6:.0f} MB", as_json=json)
 

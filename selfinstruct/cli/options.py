@@ -8,8 +8,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from selfinstruct.cli import keys
+from selfinstruct.cli.console import say
+
 if TYPE_CHECKING:
     from selfinstruct.config import RunConfig
+
+_OTHER_VARIABLES = {"SELFINSTRUCT_MODELS", "SELFINSTRUCT_SERVE_TOKEN"}  # of other commands
 
 Out = Annotated[Path, typer.Argument(metavar="OUT", help="Folder of the dataset, for example outputs/alpaca.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as one JSON object.")]
@@ -46,28 +51,58 @@ Set = Annotated[
 
 
 def settings(file: Path | None, flags: dict[str, Any], assignments: list[str] | None) -> RunConfig:
-    """Defaults < file < SELFINSTRUCT_* < flags, resolved."""
-    from selfinstruct import config
-    from selfinstruct.errors import UsageError
-
-    extra: dict[str, Any] = {}
-    for assignment in assignments or []:
-        name, equals, value = assignment.partition("=")
-        if not equals:
-            raise UsageError(f"--set {assignment!r} has no '='", hint="write --set temperature=0.7")
-        extra[name.strip()] = value
+    """Defaults < file < SELFINSTRUCT_* < flags, resolved. UsageError repeats no key, and settings hold none."""
     environment = dict(os.environ)
-    given = {**extra, **{name: value for name, value in flags.items() if value is not None}}
+    _tell_of_unknown_variables(environment)
+    with keys.concealed(environment):
+        given = {**assigned(assignments), **{name: value for name, value in flags.items() if value is not None}}
     endpoint = environment.get("OPENAI_BASE_URL", "").strip()
     if endpoint and "SELFINSTRUCT_BASE_URL" not in environment and _asks_openai(given, file, environment):
         environment["SELFINSTRUCT_BASE_URL"] = endpoint
-    found = config.load(file, environment, given)
-    if found.base_url and "teacher" not in found.model_fields_set:
-        raise UsageError(
-            "--base-url was given, and no --teacher: which of the server's models shall write?",
-            hint="add --teacher NAME, as the server calls the model",
-        )
-    return found.resolve()
+    return built(file, environment, given)
+
+
+def built(file: Path | None, environment: dict[str, str], given: dict[str, Any]) -> RunConfig:
+    """The settings of these sources, resolved; the keys that none of them may hold are those of the process."""
+    from selfinstruct import config
+    from selfinstruct.errors import UsageError
+
+    with keys.concealed(os.environ, given.get("api_key_env")):
+        found = config.load(file, environment, given)
+        keys.refuse(found, os.environ)
+        if found.base_url and "teacher" not in found.model_fields_set:
+            raise UsageError(
+                "--base-url was given, and no --teacher: which of the server's models shall write?",
+                hint="add --teacher NAME, as the server calls the model",
+            )
+        return found.resolve()
+
+
+def assigned(assignments: list[str] | None) -> dict[str, Any]:
+    """The settings that ``--set NAME=VALUE`` flags name; UsageError for one without ``=``."""
+    from selfinstruct.errors import UsageError
+
+    found: dict[str, Any] = {}
+    for number, assignment in enumerate(assignments or [], start=1):
+        name, equals, value = assignment.partition("=")
+        if not equals:
+            which = f" number {number}" if len(assignments or []) > 1 else ""
+            raise UsageError(f"--set{which} has no '='", hint="write --set temperature=0.7")
+        found[name.strip()] = value
+    return found
+
+
+def _tell_of_unknown_variables(environment: dict[str, str]) -> None:
+    """One line for each SELFINSTRUCT_* variable that nothing reads: a slip in its name would go unseen."""
+    import difflib
+
+    from selfinstruct.config import RunConfig
+
+    known = {f"SELFINSTRUCT_{name.upper()}" for name in RunConfig.model_fields} | _OTHER_VARIABLES
+    for name in sorted(environment):
+        if name.startswith("SELFINSTRUCT_") and name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            say(f"warning: the variable {name[:80]} is ignored{f'; did you mean {near[0]}?' if near else ''}")
 
 
 def _asks_openai(given: dict[str, Any], file: Path | None, environment: dict[str, str]) -> bool:

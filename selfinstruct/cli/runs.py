@@ -39,6 +39,12 @@ def publish_run(out: Path, config: RunConfig) -> tuple[Version, bool]:
             journal.close()
 
 
+def tell_of_flags(version: Version, indent: str = "") -> None:
+    """Print one line on rows that look as if they hold secrets or personal text, when there are any."""
+    if version.flags_told:
+        result(f"{indent}{version.name}: {version.flags_told} (column flags; a new run can --secrets mask or drop)")
+
+
 def status(out: options.Out, json: options.Json = False) -> None:
     """Show how far the run in OUT is, also while it works."""
     with errors_shown(as_json=json):
@@ -55,9 +61,11 @@ def status(out: options.Out, json: options.Json = False) -> None:
         config = folder.recorded_config(out)
         worker = lock.holder(folder.run_folder(out))
         kept = counts.pop("accepted")
-        state = "running" if worker else "done" if kept >= config.num else "stopped"
+        is_done = kept >= config.num and not counts["given_up"]
+        state = "running" if worker else "done" if is_done else "stopped"
         command = f"selfinstruct resume {shlex.quote(str(out))}"
-        names = [version.name for version in all_versions(out)]
+        published = all_versions(out)
+        names = [version.name for version in published]
         if json:
             result_json(
                 {
@@ -68,6 +76,7 @@ def status(out: options.Out, json: options.Json = False) -> None:
                     "teacher": config.teacher,
                     **counts,
                     "versions": names,
+                    "flagged": dict(published[-1].flagged) if published else {},
                     "resume": command if state == "stopped" else None,
                 }
             )
@@ -82,6 +91,8 @@ def status(out: options.Out, json: options.Json = False) -> None:
             if counts[name]:
                 result(f"  {title}: " + ", ".join(f"{reason} {count}" for reason, count in counts[name].items()))
         result(f"  versions: {', '.join(names) or 'none yet'}")
+        for version in published[-1:]:
+            tell_of_flags(version, indent="  ")
         if state == "stopped":
             result(f"  go on with: {command}")
 
@@ -101,9 +112,11 @@ def publish(
         changed = {"num": num or config.num, "profile": config.profile if profile is None else profile}
         version, is_new = publish_run(out, config.model_copy(update=changed))
         if json:
-            result_json({"version": version.name, "rows": version.rows, "new_version": is_new})
+            flagged = dict(version.flagged)
+            result_json({"version": version.name, "rows": version.rows, "new_version": is_new, "flagged": flagged})
         else:
             result(f"{out}: {version.name}{'' if is_new else ' (as before)'} with {version.rows} rows")
+            tell_of_flags(version)
 
 
 def versions(out: options.Out, json: options.Json = False) -> None:

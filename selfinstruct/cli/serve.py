@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from selfinstruct.cli.console import errors_shown, printable, result, say
+from selfinstruct.cli import options
+from selfinstruct.cli.console import errors_shown, printable, result, result_json, say
 from selfinstruct.cli.infer import Batch, Compile, Dtype, Model, Quant, Temperature, Template
 
 if TYPE_CHECKING:
@@ -42,9 +43,10 @@ def serve(
     dtype: Dtype = "auto",
     quant: Quant = None,
     compile_layers: Compile = None,
+    json: options.Json = False,
 ) -> None:
     """Serve MODEL to OpenAI-compatible clients on this machine: chat, completions, models."""
-    with errors_shown():
+    with errors_shown(as_json=json):
         from selfinstruct.student.packages import require_packages
 
         token = os.environ.get(token_env, "").strip()
@@ -59,13 +61,16 @@ def serve(
             loaded, name=alias, slots=batch, context=context, compile_layers=bool(compile_layers), token=token, log=say
         )
         try:
-            serving.serve(service, host, port, lambda url: _announce(url, service))
+            serving.serve(service, host, port, lambda url: _announce(url, service, as_json=json))
         finally:
             service.live.close()
 
 
-def _announce(url: str, service: Service) -> None:
-    result(f"serving {service.name} at {url} (Ctrl-C ends it)")
+def _announce(url: str, service: Service, *, as_json: bool) -> None:
+    if as_json:
+        result_json({"base_url": url, "model": service.name, "context": service.context})
+    else:
+        result(f"serving {service.name} at {url} (Ctrl-C ends it)")
     say(f"use it:  selfinstruct generate OUT --teacher {service.name} --base-url {url}")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from selfinstruct import durable
 from selfinstruct.dataset import card, store
 from selfinstruct.errors import DamagedFile
 
@@ -17,11 +18,13 @@ def examine(root: Path) -> tuple[list[Path], list[Finding]]:
     versions: list[store.Version] = []
     numbers = store.numbers(root)
     for number in numbers:
-        files.append(root / f"v{number}" / store.MANIFEST)
+        folder = root / f"v{number}"
+        files.append(folder / store.MANIFEST)
         try:
             version = store.read_version(root, number)
         except DamagedFile as error:
-            findings.append((files[-1], error.message.partition(": ")[2]))
+            named = files[-1] if error.message.startswith(str(files[-1])) else folder
+            findings.append((named, error.message.removeprefix(f"{named}: ")))
             continue
         versions.append(version)
         for shard in version.shards:
@@ -29,8 +32,8 @@ def examine(root: Path) -> tuple[list[Path], list[Finding]]:
             wrong = store.damage_of(version, shard)
             if wrong:
                 findings.append((files[-1], wrong))
-        named = {store.MANIFEST, *(shard.name for shard in version.shards)}
-        for extra in sorted(entry for entry in version.folder.iterdir() if entry.name not in named):
+        expected = {store.MANIFEST, *(shard.name for shard in version.shards)}
+        for extra in sorted(entry for entry in version.folder.iterdir() if entry.name not in expected):
             findings.append((extra, "is not in the manifest"))
     path = root / card.FILE_NAME
     if numbers or path.exists():
@@ -42,10 +45,16 @@ def examine(root: Path) -> tuple[list[Path], list[Finding]]:
 
 
 def _damage_of_card(path: Path, versions: list[store.Version], *, are_all: bool) -> str:
+    """What is wrong with the card; "" also when its successor lies beside it: then a publisher was killed."""
+    wrong = _wrong_in_card(path, versions, are_all=are_all)
+    return wrong and _wrong_in_card(durable.unfinished(path), versions, are_all=are_all) and wrong
+
+
+def _wrong_in_card(path: Path, versions: list[store.Version], *, are_all: bool) -> str:
     if path.is_symlink():
         return "is a link, not the file that was written"
     try:
-        text = path.read_bytes().decode("utf-8", "replace")
+        text = durable.read(path).decode("utf-8", "replace")
     except OSError as error:
         return f"cannot be read ({error.strerror or error})"
     if not card.is_whole(text):

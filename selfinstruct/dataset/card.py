@@ -22,6 +22,7 @@ _FEATURES: list[dict[str, Any]] = [
     {"name": "item_no", "dtype": "int32"},
     {"name": "shown_ids", "list": "string"},
 ]
+_FLAGS: list[dict[str, Any]] = [{"name": "flags", "list": "string"}]
 _PROFILE: list[dict[str, Any]] = [
     {"name": "similarity", "dtype": "float64"},
     {"name": "nearest_id", "dtype": "string"},
@@ -60,7 +61,7 @@ def versions_in(text: str) -> set[str]:
 
 
 def _features(version: Version) -> list[dict[str, Any]]:
-    return [*_FEATURES, *(_PROFILE if version.about.get("profile") else [])]
+    return [*_FEATURES, *(_FLAGS if version.flagged else []), *(_PROFILE if version.about.get("profile") else [])]
 
 
 def _config(version: Version, *, default: bool) -> dict[str, Any]:
@@ -101,12 +102,25 @@ and terms of the teacher apply to them.
 
 Columns: `id` (hash of instruction and input), `instruction`, `input` ("" for none), `output`; and where a row comes
 from: `method`, `teacher`, `language`, `request_no`, `item_no`, `shown_ids` (the seed tasks that the teacher saw).
-
+{_secrets(versions[-1])}
 ```python
 from datasets import load_dataset
 
 rows = load_dataset("path/to/this/folder", "{versions[-1].name}", split="train")
 ```
+"""
+
+
+def _secrets(version: Version) -> str:
+    """The paragraph on secret-looking and personal text; "" for a version in which nobody has looked for it."""
+    if not version.flagged:
+        return ""
+    way = version.about["identity"].get("secrets", "flag")
+    done = {"mask": " What looked so was masked, as `[EMAIL]`.", "drop": " Tasks with such text were dropped."}
+    return f"""
+`flags` names what in a row looks secret or personal by its form: keys, passwords, e-mail addresses, phone numbers,
+numbers of cards, accounts, persons and machines (`example_email` and the like are nobody's: user@example.com). Names
+and street addresses are not looked for. In {version.name} {version.flags_told or "no row does"}.{done.get(way, "")}
 """
 
 

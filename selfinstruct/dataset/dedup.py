@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from selfinstruct.dataset import tables
-from selfinstruct.dataset.tables import Place, Row
+from selfinstruct.dataset.columnar import Row
+from selfinstruct.dataset.tables import Place
 from selfinstruct.errors import UsageError
 from selfinstruct.novelty.index import RougeLIndex
 

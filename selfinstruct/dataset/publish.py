@@ -11,6 +11,7 @@ from typing import Any
 
 from selfinstruct import durable
 from selfinstruct.dataset import card, store
+from selfinstruct.dataset.flags import Flags
 from selfinstruct.dataset.shards import write_shards
 from selfinstruct.dataset.similarity import profiled
 from selfinstruct.errors import OutputError, Stopped
@@ -23,7 +24,8 @@ def publish(
 ) -> tuple[store.Version, bool]:
     """Publish the first ``target`` accepted rows; the version, and whether it is new.
 
-    Nothing new is written when the newest version holds the same rows already. Damaged shards of any version are
+    Nothing new is written when the newest version holds the same rows already, or more of them than the run has now
+    (while it judges old answers again): what is published is never taken back. Damaged shards of any version are
     replaced by what they were; DamagedFile when that cannot be done. ``validation`` is the share of rows
     (by the hash of their id, so a row never changes sides) in the validation split. With ``profile`` each row says how
     near it is to the seeds and the rows before it. Raises Stopped when there are no
@@ -36,20 +38,38 @@ def publish(
     try:
         before = store.versions(root)
         with _work_folder(root) as work:
-            shards = write_shards(work, _rows(journal, rows, profile), validation, profiled=profile)
-            is_new = not before or before[-1].shards != shards
+            flags = Flags()
+            shards = write_shards(work, _rows(journal, rows, profile, flags), validation, profiled=profile)
+            behind = before and rows < min(before[-1].rows, target)
+            is_new = not behind and (not before or before[-1].shards != shards)
             if is_new:
                 number = before[-1].number + 1 if before else 1
-                about = _about(journal, counts, rows, profile, before)
-                before.append(store.commit(root, work, number, shards, about))
+                about = {**_about(journal, counts, rows, profile, before), "flagged": flags.counts()}
+                before.append(store.Version(root / f"v{number}", number, shards, about))
+                _commit(root, work, before)
         for version in before:
             _mend(root, version, journal, validation)
-        durable.write_text(root / card.FILE_NAME, card.render(root.resolve().name, before))
+        if not is_new:
+            durable.write_text(root / card.FILE_NAME, _card(root, before))
     except OSError as error:
         raise OutputError(
             f"{error.filename or root}: {error.strerror or error}", hint=f"make room, then: selfinstruct publish {root}"
         ) from error
     return before[-1], is_new
+
+
+def _commit(root: Path, work: Path, versions: Sequence[store.Version]) -> None:
+    """Give the last version its name, and then the card that speaks of it: for who is killed in between, it is there
+    beside the old one, where ``verify`` looks for it."""
+    path, newest = root / card.FILE_NAME, versions[-1]
+    with durable.replacing(path, durable.unfinished(path)) as stream:
+        stream.write(_card(root, versions).encode())
+        durable.flush(stream)
+        store.commit(root, work, newest.number, newest.shards, newest.about)
+
+
+def _card(root: Path, versions: Sequence[store.Version]) -> str:
+    return card.render(root.resolve().name, versions)
 
 
 @contextmanager
@@ -67,9 +87,9 @@ def _mend(root: Path, version: store.Version, journal: Journal, validation: floa
     if not damaged:
         return
     with _work_folder(root) as work:
-        profile = bool(version.about.get("profile"))
-        rows = _rows(journal, version.rows, profile)
-        if write_shards(work, rows, validation, profiled=profile) != version.shards:
+        profile, flagged = bool(version.about.get("profile")), bool(version.flagged)
+        rows = _rows(journal, version.rows, profile, Flags())
+        if write_shards(work, rows, validation, profiled=profile, flagged=flagged) != version.shards:
             store.verify(version)
         for shard in damaged:
             durable.sync(work / shard.name)
@@ -77,8 +97,8 @@ def _mend(root: Path, version: store.Version, journal: Journal, validation: floa
         durable.sync(version.folder)
 
 
-def _rows(journal: Journal, count: int, profile: bool) -> Iterator[Row]:
-    rows = journal.rows(count)
+def _rows(journal: Journal, count: int, profile: bool, flags: Flags) -> Iterator[Row]:
+    rows = flags.flagged(journal.rows(count))
     if not profile:
         return rows
     identity = journal.identity()

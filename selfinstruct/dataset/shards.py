@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from selfinstruct.dataset import store
+from selfinstruct.dataset.parquet import open_writer
 from selfinstruct.records import Row
 
 if TYPE_CHECKING:
@@ -23,8 +25,11 @@ def split_of(row_id: str, validation: float) -> str:
     return "validation" if int(row_id[:8], 16) < validation * 2**32 else "train"
 
 
-def schema(*, profiled: bool = False) -> pa.Schema:
-    """The columns of a published row; ``profiled`` rows also say how near they are to others."""
+def schema(*, profiled: bool = False, flagged: bool = True) -> pa.Schema:
+    """The columns of a published row; ``profiled`` rows also say how near they are to others.
+
+    Versions of earlier releases have no ``flags``.
+    """
     import pyarrow as pa
 
     text, number = pa.string(), pa.int32()
@@ -47,42 +52,37 @@ def schema(*, profiled: bool = False) -> pa.Schema:
             pa.field("request_no", number, nullable=False),
             pa.field("item_no", number, nullable=False),
             pa.field("shown_ids", pa.list_(text), nullable=False),
+            *([pa.field("flags", pa.list_(text), nullable=False)] if flagged else []),
             *(profile if profiled else []),
         ]
     )
 
 
-def write_shards(work: Path, rows: Iterable[Row], validation: float, *, profiled: bool) -> tuple[store.Shard, ...]:
+def write_shards(
+    work: Path, rows: Iterable[Row], validation: float, *, profiled: bool, flagged: bool = True
+) -> tuple[store.Shard, ...]:
     """Write all rows, split and cut into shards; the names get their hash and count once these are known."""
-    open_shards: dict[str, _OpenShard] = {}
-    full: list[_OpenShard] = []
-    for some in _in_parts(rows, _ROWS_AT_ONCE):
-        for split in store.SPLITS:
-            mine = [row for row in some if split_of(row.id, validation) == split]
-            if not mine:
-                continue
-            shard = open_shards.get(split)
-            if shard is None or shard.rows + len(mine) > ROWS_PER_SHARD:
-                if shard:
-                    full.append(shard)
-                number = sum(1 for other in full if other.split == split)
-                shard = open_shards[split] = _OpenShard(work, split, number, schema(profiled=profiled))
-            shard.write(mine)
-    every = sorted([*full, *open_shards.values()], key=lambda shard: (shard.split, shard.number))
-    totals = {split: sum(1 for shard in every if shard.split == split) for split in store.SPLITS}
-    return tuple(shard.finish(totals[shard.split]) for shard in every)
+    columns = schema(profiled=profiled, flagged=flagged)
+    shards: dict[str, list[_OpenShard]] = {split: [] for split in store.SPLITS}
+    with ExitStack() as files:
+        for some in _in_parts(rows, _ROWS_AT_ONCE):
+            for split, mine in shards.items():
+                fitting = [row for row in some if split_of(row.id, validation) == split]
+                if not fitting:
+                    continue
+                if not mine or mine[-1].rows + len(fitting) > ROWS_PER_SHARD:
+                    path = work / f"{split}-{len(mine):05d}.parquet"
+                    mine.append(_OpenShard(split, path, columns, files.enter_context(open_writer(path, columns))))
+                mine[-1].write(fitting)
+    return tuple(shard.finish(number, len(mine)) for mine in shards.values() for number, shard in enumerate(mine))
 
 
 class _OpenShard:
     """A Parquet file that is being written."""
 
-    def __init__(self, work: Path, split: str, number: int, columns: pa.Schema) -> None:
-        import pyarrow.parquet as pq
-
-        self.split, self.number, self.rows = split, number, 0
-        self._path = work / f"{split}-{number:05d}.parquet"
-        self._schema = columns
-        self._writer = pq.ParquetWriter(self._path, self._schema, compression="zstd")
+    def __init__(self, split: str, path: Path, columns: pa.Schema, writer: Any) -> None:
+        self.split, self.rows = split, 0
+        self._path, self._schema, self._writer = path, columns, writer
 
     def write(self, rows: Sequence[Row]) -> None:
         import pyarrow as pa
@@ -91,11 +91,11 @@ class _OpenShard:
         self._writer.write_table(pa.table(columns, schema=self._schema))
         self.rows += len(rows)
 
-    def finish(self, total: int) -> store.Shard:
-        self._writer.close()
+    def finish(self, number: int, total: int) -> store.Shard:
+        """Name the closed file by its place and content."""
         with self._path.open("rb") as stream:
             digest = hashlib.file_digest(stream, "sha256").hexdigest()
-        name = f"{self.split}-{self.number:05d}-of-{total:05d}-{digest[:12]}.parquet"
+        name = f"{self.split}-{number:05d}-of-{total:05d}-{digest[:12]}.parquet"
         size = self._path.rename(self._path.with_name(name)).stat().st_size
         return store.Shard(self.split, name, self.rows, size, digest)
 

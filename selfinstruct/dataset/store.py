@@ -58,6 +58,20 @@ class Version:
     def rows_in(self, split: str) -> int:
         return sum(shard.rows for shard in self.shards if shard.split == split)
 
+    @property
+    def flagged(self) -> Mapping[str, Any]:
+        """How many ``rows`` look secret or personal, and how many for each of the ``kinds``; {} when not looked for."""
+        found: Mapping[str, Any] = self.about.get("flagged", {})  # versions of earlier releases have none
+        return found
+
+    @property
+    def flags_told(self) -> str:
+        """The same in words; "" when there is nothing to tell."""
+        rows = self.flagged.get("rows", 0)
+        kinds = ", ".join(f"{kind} {count}" for kind, count in self.flagged.get("kinds", {}).items())
+        verbs = "row looks as if it holds" if rows == 1 else "rows look as if they hold"
+        return f"{rows} {verbs} secrets or personal text: {kinds}" if rows else ""
+
     def files(self, split: str) -> list[Path]:
         """The shards of a split, in order; [] for a split that has no rows."""
         return [self.folder / shard.name for shard in self.shards if shard.split == split]
@@ -69,11 +83,12 @@ def versions(root: Path) -> list[Version]:
 
 
 def numbers(root: Path) -> list[int]:
-    """The numbers of the versions that are there, in order; nothing in them is read."""
+    """The numbers of the versions that are there, in order; nothing in them is read.
+
+    Also of what only has the name of a version: that must not be passed over, nor written to.
+    """
     try:
-        return sorted(
-            int(match[1]) for entry in root.iterdir() if (match := _VERSION.fullmatch(entry.name)) and entry.is_dir()
-        )
+        return sorted(int(match[1]) for entry in root.iterdir() if (match := _VERSION.fullmatch(entry.name)))
     except OSError as error:
         raise OutputError(f"{root}: cannot be read ({error.strerror or error})") from error
 
@@ -97,9 +112,11 @@ def read_version(root: Path, number: int) -> Version:
     path = folder / MANIFEST
     for planted in (folder, path):
         if planted.is_symlink():
-            raise DamagedFile(f"{planted}: is a link, not what was written", hint=_REMEDY)
+            raise DamagedFile(f"{planted}: is a link, not what was written", hint=_PLANTED)
+    if not folder.is_dir():
+        raise DamagedFile(f"{folder}: is not the folder of a version", hint=_PLANTED)
     try:
-        raw = path.read_bytes()
+        raw = durable.read(path)
         found = json.loads(raw)
         shards = tuple(
             Shard(str(s["split"]), str(s["name"]), int(s["rows"]), int(s["bytes"]), str(s["sha256"]))
@@ -108,7 +125,7 @@ def read_version(root: Path, number: int) -> Version:
         about = found["about"]
     except OSError as error:
         raise DamagedFile(f"{path}: cannot be read ({error.strerror or error})", hint=_REMEDY) from error
-    except (ValueError, KeyError, TypeError, RecursionError):
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
         raise DamagedFile(f"{path}: is damaged", hint=_REMEDY) from None
     if not isinstance(about, dict) or not all(_SHARD.fullmatch(s.name) and s.split in SPLITS for s in shards):
         raise DamagedFile(f"{path}: names files that no version has", hint=_REMEDY)
@@ -126,6 +143,7 @@ def _manifest(shards: Sequence[Shard], about: Mapping[str, Any]) -> str:
 
 
 _REMEDY = "remove this version's folder, then: selfinstruct publish"
+_PLANTED = "remove it, then: selfinstruct publish"
 
 
 def verify(version: Version) -> None:
@@ -142,7 +160,7 @@ def damage_of(version: Version, shard: Shard) -> str:
     try:
         if path.is_symlink():
             return "is a link, not the file that was written"
-        with path.open("rb") as stream:
+        with durable.opened(path) as stream:
             seen = hashlib.file_digest(stream, "sha256").hexdigest()
     except OSError as error:
         return f"cannot be read ({error.strerror or error})"

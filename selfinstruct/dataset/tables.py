@@ -13,16 +13,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
+from selfinstruct import durable
 from selfinstruct.dataset import store
+from selfinstruct.dataset.columnar import Row, write_csv, write_parquet
 from selfinstruct.errors import OutputError, UsageError
-
-Row = dict[str, Any]
 
 FORMATS = {".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "json", ".csv": "csv", ".parquet": "parquet"}
 _CHUNK = 1 << 20  # characters
 _MAX_ELEMENT = 64 * _CHUNK
 _ROWS_AT_ONCE = 10_000
-_FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,24 +62,15 @@ def format_of(path: Path) -> str:
 def write(path: Path, rows: Iterable[Row]) -> int:
     """Write rows to a file in the format that its name says, whole or not at all; how many there were.
 
-    CSV cells that a spreadsheet would run as a formula get a leading apostrophe.
+    A link planted under its name is replaced. UsageError names a row that CSV or Parquet cannot hold.
     """
     kind = format_of(path)
-    temporary = path.with_name(f".{path.name}.tmp{os.getpid()}")
     counted = _Counted(rows)
     try:
-        if kind == "parquet":
-            _write_parquet(temporary, counted)
-        else:
-            with temporary.open("x", encoding="utf-8", newline="") as out:
-                {"jsonl": _write_json_lines, "json": _write_json_array, "csv": _write_csv}[kind](out, counted)
-                out.flush()
-                os.fsync(out.fileno())
-        temporary.replace(path)
+        with durable.replacing(path, path.with_name(f".{path.name}.tmp{os.getpid()}")) as out:
+            _WRITERS[kind](path, out, counted)
     except OSError as error:
         raise OutputError(f"{path}: cannot be written ({error.strerror or error})", hint="check -o OUT") from error
-    finally:
-        temporary.unlink(missing_ok=True)
     return counted.count
 
 
@@ -188,59 +178,24 @@ def _parquet(path: Path) -> Iterator[Row]:
         raise UsageError(f"{path}: not a Parquet file that can be read ({error})") from None
 
 
-def _write_json_lines(out: IO[str], rows: Iterable[Row]) -> None:
+def _write_json_lines(_: Path, out: IO[bytes], rows: Iterable[Row]) -> None:
     for row in rows:
-        out.write(json.dumps(row, ensure_ascii=False, default=str) + "\n")
+        out.write(_json(row) + b"\n")
 
 
-def _write_json_array(out: IO[str], rows: Iterable[Row]) -> None:
-    between = "[\n"
+def _write_json_array(_: Path, out: IO[bytes], rows: Iterable[Row]) -> None:
+    between = b"[\n"
     for row in rows:
-        out.write(between + json.dumps(row, ensure_ascii=False, default=str))
-        between = ",\n"
-    out.write("\n]\n" if between == ",\n" else "[]\n")
+        out.write(between + _json(row))
+        between = b",\n"
+    out.write(b"\n]\n" if between == b",\n" else b"[]\n")
 
 
-def _write_csv(out: IO[str], rows: Iterable[Row]) -> None:
-    writer: csv.DictWriter[str] | None = None
-    for row in rows:
-        if writer is None:
-            writer = csv.DictWriter(out, fieldnames=list(row), extrasaction="ignore", lineterminator="\n")
-            writer.writeheader()
-        writer.writerow({name: _cell(value) for name, value in row.items()})
-
-
-def _cell(value: Any) -> Any:
-    if isinstance(value, dict | list):
-        value = json.dumps(value, ensure_ascii=False, default=str)
-    return f"'{value}" if isinstance(value, str) and value.startswith(_FORMULA) else value
-
-
-def _write_parquet(path: Path, rows: Iterable[Row]) -> None:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    writer: Any = None
+def _json(row: Row) -> bytes:
     try:
-        for some in _in_parts(rows):
-            table = pa.Table.from_pylist(some, schema=writer.schema if writer else None)
-            writer = writer or pq.ParquetWriter(path, table.schema, compression="zstd")
-            writer.write_table(table)
-        if writer is None:
-            pq.write_table(pa.table({}), path)
-    except pa.ArrowInvalid as error:
-        raise UsageError(f"{path.name}: the rows do not fit one table ({error})", hint="write .jsonl") from None
-    finally:
-        if writer is not None:
-            writer.close()
+        return json.dumps(row, ensure_ascii=False, default=str).encode()
+    except UnicodeEncodeError:  # half a surrogate pair: JSON can say it, UTF-8 cannot
+        return json.dumps(row, default=str).encode()
 
 
-def _in_parts(rows: Iterable[Row]) -> Iterator[list[Row]]:
-    part: list[Row] = []
-    for row in rows:
-        part.append(row)
-        if len(part) == _ROWS_AT_ONCE:
-            yield part
-            part = []
-    if part:
-        yield part
+_WRITERS = {"jsonl": _write_json_lines, "json": _write_json_array, "csv": write_csv, "parquet": write_parquet}

@@ -29,15 +29,16 @@ KINDS = _kinds()
 WORDS = "|".join(re.escape(word) for word in sorted(KINDS, key=len, reverse=True))
 HEADING_WORDS = frozenset(word.casefold() for word in TASK_HEADINGS)
 HEADINGS = "|".join(re.escape(word) for word in TASK_HEADINGS)
+# Possessive throughout: nothing that follows could use what a part has taken, and hostile lines of blanks stay cheap.
 _LABEL = re.compile(
-    rf"""[ \t]*(?P<lead>(?:[>*_#•-][>*_#•\- \t]*)?)
-    (?:(?:{HEADINGS})[ \t]*\#?(?P<heading>\d{{1,4}})[ \t]*[:.)–—-][ \t]*)?
-    (?:[(\[]?(?P<before>\d{{1,4}})[ \t]*[.)\]:、．-][ \t]*)?
-    (?P<open>[*_`\[]*)[ \t]*
+    rf"""[ \t]*+(?P<lead>(?:[>*_#•-][>*_#•\- \t]*+)?+)
+    (?:(?:{HEADINGS})[ \t]*+\#?(?P<heading>\d{{1,4}})[ \t]*+[:.)–—-][ \t]*+)?
+    (?:[(\[]?(?P<before>\d{{1,4}})[ \t]*+[.)\]:、．-][ \t]*+)?
+    (?P<open>[*_`\[]*+)[ \t]*+
     (?P<label>{WORDS})
-    (?:[ \t]*\#?(?P<after>\d{{1,4}}))?
-    [ \t]*(?P<close>[*_`\]]*)[ \t]*
-    (?P<colon>[:：])?(?P<tail>[*_`]*)
+    (?:[ \t]*+\#?(?P<after>\d{{1,4}}))?
+    [ \t]*+(?P<close>[*_`\]]*+)[ \t]*+
+    (?P<colon>[:：])?(?P<tail>[*_`]*+)
     (?P<rest>.*)""",
     re.VERBOSE | re.IGNORECASE,
 )

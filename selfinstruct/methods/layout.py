@@ -12,7 +12,7 @@ from selfinstruct.methods.labels import HEADINGS, LABEL_CHARS, Label
 _SEPARATOR = re.compile(r"^\s*(#{1,}|-{3,}|\*{3,}|_{3,}|={3,}|/{3,}|~{3,}|(?:[*-] ){2,}[*-])\s*$")
 _FENCE = re.compile(r"^\s*(`{3,}|~{3,})[\w+-]*\s*$")
 _HEADING_LINE = re.compile(
-    rf"^[\s>*_#-]*(?:(?:{HEADINGS})\s*\#?(\d{{1,4}})|[(\[]?(\d{{1,4}})\s*[.)\]]?)\s*[*_:.)–-]*\s*$", re.IGNORECASE
+    rf"^[\s>*_#-]*+(?:(?:{HEADINGS})\s*+\#?(\d{{1,4}})|[(\[]?(\d{{1,4}})\s*+[.)\]]?)\s*+[*_:.)–-]*+\s*$", re.IGNORECASE
 )
 
 
@@ -60,22 +60,25 @@ def unwrapped(lines: list[str], openers: set[int]) -> tuple[list[str], str]:
     for all with a fence: the first task has one around it, and it cannot be told which others are such.
     """
     fences = [number for number, line in enumerate(lines) if _FENCE.match(line[:LABEL_CHARS])]
+    if not fences:
+        return lines, ""
+    stops, bare = _stops(lines, openers), _stops(lines, set())
     wrappers: list[int] = []
     wraps, inside, wrapped = 0, False, False
     for fence in fences:
         if inside:
             inside = False  # ends a block of the content
-        elif wrapped and _is_gap(lines, fence + 1, openers):
+        elif wrapped and _is_gap(lines, stops[fence + 1], openers):
             wrapped = False
             wrappers.append(fence)
-        elif not wrapped and _leads(lines, fence + 1, openers):
+        elif not wrapped and stops[fence + 1] in openers:
             wrapped = True
             wraps += 1
             wrappers.append(fence)
         else:
             inside = True
     early = bool(wrappers) and wrappers[0] < min(openers)
-    whole = early and wraps == 1 and all(_after_gap(lines, fence + 1, set()) == len(lines) for fence in wrappers[1:])
+    whole = early and wraps == 1 and all(bare[fence + 1] == len(lines) for fence in wrappers[1:])
     if not whole and wraps * 10 < 7 * len(openers):
         return lines, "any" if early else ""
     lines = [*lines]
@@ -84,24 +87,19 @@ def unwrapped(lines: list[str], openers: set[int]) -> tuple[list[str], str]:
     return lines, "odd" if early else ""
 
 
-def _leads(lines: Sequence[str], line: int, openers: set[int]) -> bool:
-    """True when nothing but blank lines, separators and headings stands between ``line`` and a task's first."""
-    return _after_gap(lines, line, openers) in openers
+def _is_gap(lines: Sequence[str], stop: int, openers: set[int]) -> bool:
+    """True when the task before a gap has ended: the next task, its fence or the end of the reply is where it stops."""
+    return stop in openers or stop == len(lines) or bool(_FENCE.match(lines[stop][:LABEL_CHARS]))
 
 
-def _is_gap(lines: Sequence[str], line: int, openers: set[int]) -> bool:
-    """True when the task before ``line`` has ended: the next task, its fence or the end of the reply follows."""
-    after = _after_gap(lines, line, openers)
-    return after in openers or after == len(lines) or bool(_FENCE.match(lines[after][:LABEL_CHARS]))
-
-
-def _after_gap(lines: Sequence[str], line: int, openers: set[int]) -> int:
-    while line < len(lines) and line not in openers:
-        text = lines[line][:LABEL_CHARS]
-        if lines[line].strip() and not separator_of(text) and not _HEADING_LINE.match(text):
-            break
-        line += 1
-    return line
+def _stops(lines: Sequence[str], openers: set[int]) -> list[int]:
+    """For each line, and one more: the first from there on that opens a task or is content, so that the gap ends."""
+    stops = [len(lines)] * (len(lines) + 1)
+    for number in range(len(lines) - 1, -1, -1):
+        text = lines[number][:LABEL_CHARS]
+        is_gap = not lines[number].strip() or separator_of(text) or _HEADING_LINE.match(text)
+        stops[number] = stops[number + 1] if is_gap and number not in openers else number
+    return stops
 
 
 class Layout:

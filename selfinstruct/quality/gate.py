@@ -1,4 +1,4 @@
-"""The gate between a draft and the pool: repair, rules, novelty. One draft at a time, since neighbours matter."""
+"""The gate between a draft and the pool: repair, secrets, rules, novelty. One draft at a time: neighbours matter."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 
 from selfinstruct.languages import Language
 from selfinstruct.novelty.index import RougeLIndex
+from selfinstruct.quality import secrets as secrets_of
 from selfinstruct.quality.filters import first_failure, repair
 from selfinstruct.records import Draft, SeedTask, Verdict, row_id
 
@@ -25,9 +26,15 @@ class Gate:
         threshold: float,
         tokenizer: str,
         evaluation: Sequence[tuple[str, str]] = (),
+        secrets: str = "flag",
     ) -> None:
-        """``evaluation`` holds (name, text) of tasks that no draft may resemble: those of evaluation sets."""
+        """``evaluation`` holds (name, text) of tasks that no draft may resemble: those of evaluation sets.
+
+        Secret-looking or personal text in a draft is replaced when ``secrets`` is "mask", and turns the draft down when
+        it is "drop"; with "flag" it stays, and publishing tells of it.
+        """
         self._language = language
+        self._secrets = secrets
         self._rules = rules
         self._index = RougeLIndex(threshold=threshold, tokenizer=tokenizer)
         self._names: list[str] = []
@@ -46,9 +53,15 @@ class Gate:
     def judge(self, draft: Draft) -> tuple[Draft, Verdict]:
         """The draft as repaired, and whether it enters the pool. An accepted draft counts for all later ones."""
         draft = repair(draft)
+        if self._secrets == "mask":
+            draft = secrets_of.masked(draft)
         rule, seen = first_failure(draft, self._language, self._rules)
         if rule:
             return draft, Verdict(False, rule, seen[:200])
+        if self._secrets == "drop":
+            kinds = secrets_of.kinds(draft.instruction, draft.input, draft.output)
+            if kinds:
+                return draft, Verdict(False, "secret", " ".join(kinds))
         known = self._evaluation.query(draft.instruction)
         if known.nearest_id is not None:
             name = self._evaluation_names[known.nearest_id]

@@ -6,8 +6,9 @@ damage to the second is mended by forgetting it, and damage to the first is told
 
 from __future__ import annotations
 
+import shlex
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
 from operator import itemgetter
@@ -17,6 +18,7 @@ from typing import Any
 from selfinstruct.errors import DamagedFile
 from selfinstruct.run import seal
 from selfinstruct.run.seal import checksum
+from selfinstruct.run.writer import Statement
 
 _MOST_PROBLEMS = 5
 
@@ -24,9 +26,10 @@ _MOST_PROBLEMS = 5
 @dataclass(slots=True)
 class Damage:
     """What is wrong with a journal. ``problems`` cannot be mended; ``judged_from`` is the first request (if any) that
-    must be judged again."""
+    must be judged again. ``answers`` are those that are damaged, which the first few ``problems`` name."""
 
     problems: list[str] = field(default_factory=list)
+    answers: list[int] = field(default_factory=list)
     judged_from: int | None = None
 
 
@@ -46,6 +49,7 @@ def _examined(connection: sqlite3.Connection) -> Damage:
         _examine_structure(connection, damage)
         if not damage.problems:
             _examine_meta(connection, damage)
+        if not damage.problems:
             _examine_answers(connection, damage)
             damage.judged_from = _first_bad_judgement(connection)
     except (sqlite3.Error, UnicodeDecodeError) as error:
@@ -70,11 +74,32 @@ def require_answers(path: Path, connection: sqlite3.Connection) -> int | None:
     """The first request that must be judged again, None when all is well; DamagedFile for what cannot be mended."""
     damage = examine(connection)
     if damage.problems:
+        out = shlex.quote(str(path.parent.parent))
+        instead = (
+            f", or pay for these answers again: selfinstruct resume {out} --forget-damaged" if damage.answers else ""
+        )
         raise DamagedFile(
-            f"{path}: is damaged ({'; '.join(damage.problems)})",
-            hint="restore the file from a copy; nothing was changed",
+            f"{path}: is damaged ({_told(damage)})",
+            hint=f"nothing was changed; restore the file from a copy{instead}",
         )
     return damage.judged_from
+
+
+def forget_damaged_answers(connection: sqlite3.Connection) -> int:
+    """Forget answers that are not what was written, and what was made of all from the first on; how many.
+
+    They are then asked for again. The number is 0, and nothing is forgotten, when more than answers is damaged.
+    """
+    damaged = examine(connection).answers
+    if damaged:
+        forget = ("DELETE FROM answers WHERE request_no = ?", [(number,) for number in damaged])
+        _in_one(connection, [forget, *judgements_forgotten(min(damaged))])
+    return len(damaged)
+
+
+def _told(damage: Damage) -> str:
+    more = len(damage.answers) - len(damage.problems)
+    return "; ".join(damage.problems) + (f"; and {more} more answers" if more > 0 else "")
 
 
 def has_checksums(connection: sqlite3.Connection) -> bool:
@@ -84,10 +109,22 @@ def has_checksums(connection: sqlite3.Connection) -> bool:
 
 def forget_judgements(connection: sqlite3.Connection, first: int) -> None:
     """Forget what was made of the answers from request ``first`` on; the loop works it out again from them."""
+    _in_one(connection, judgements_forgotten(first))
+
+
+def judgements_forgotten(first: int) -> list[Statement]:
+    """The statements that forget what was made of the answers from request ``first`` on."""
+    # not "request_no >= first": a damaged number may compare as anything
+    return [
+        (f"DELETE FROM {table} WHERE request_no NOT BETWEEN 0 AND ?", [(first - 1,)])  # noqa: S608
+        for table in ("judged", "drafts", "losses")
+    ]
+
+
+def _in_one(connection: sqlite3.Connection, statements: Sequence[Statement]) -> None:
     connection.execute("BEGIN IMMEDIATE")
-    for table in ("judged", "drafts", "losses"):
-        # not "request_no >= first": a damaged number may compare as anything
-        connection.execute(f"DELETE FROM {table} WHERE request_no NOT BETWEEN 0 AND ?", (first - 1,))  # noqa: S608
+    for sql, rows in statements:
+        connection.executemany(sql, rows)
     connection.execute("COMMIT")
 
 
@@ -133,9 +170,9 @@ def _examine_meta(connection: sqlite3.Connection, damage: Damage) -> None:
 def _examine_answers(connection: sqlite3.Connection, damage: Damage) -> None:
     for row in connection.execute("SELECT * FROM answers ORDER BY request_no"):
         if checksum(row[:-1]) != row[-1]:
-            damage.problems.append(f"the answer to request {row[0]} is not what was written")
-            if len(damage.problems) >= _MOST_PROBLEMS:
-                return
+            damage.answers.append(row[0])
+            if len(damage.answers) <= _MOST_PROBLEMS:
+                damage.problems.append(f"the answer to request {row[0]} is not what was written")
 
 
 def _first_bad_judgement(connection: sqlite3.Connection) -> int | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
+from collections import Counter
 from typing import Any
 
 
@@ -18,15 +19,19 @@ def counts(connection: sqlite3.Connection) -> dict[str, Any]:
 
     answered, prompt, cached, completion, attempts = one(
         "SELECT COUNT(*), TOTAL(prompt_tokens), TOTAL(cached_tokens), TOTAL(completion_tokens), TOTAL(attempts) "
-        "FROM answers"
+        "FROM answers WHERE finish <> 'given_up'"
     )
+    (given_up,) = one("SELECT COUNT(*) FROM answers WHERE finish = 'given_up'")
     judged, drafts, accepted = one("SELECT COUNT(*), TOTAL(drafts), TOTAL(accepted) FROM judged")
     rejected = every("SELECT rule, COUNT(*) FROM drafts WHERE NOT accepted GROUP BY rule ORDER BY 2 DESC, 1")
     lost = every("SELECT reason, COUNT(*) FROM losses GROUP BY reason ORDER BY 2 DESC, 1")
-    repaired = every("SELECT repairs, COUNT(*) FROM drafts WHERE repairs <> '' GROUP BY repairs ORDER BY 2 DESC, 1")
+    repaired: Counter[str] = Counter()
+    for names, count in every("SELECT repairs, COUNT(*) FROM drafts WHERE repairs <> '' GROUP BY repairs ORDER BY 1"):
+        repaired.update(dict.fromkeys(names.split(), int(count)))
     return {
         "requests": int(answered),
         "attempts": int(attempts),
+        "given_up": int(given_up),
         "judged": int(judged),
         "drafts": int(drafts),
         "accepted": int(accepted),
@@ -35,5 +40,5 @@ def counts(connection: sqlite3.Connection) -> dict[str, Any]:
         "completion_tokens": int(completion),
         "rejected": {rule: int(count) for rule, count in rejected},
         "lost": {reason: int(count) for reason, count in lost},
-        "repaired": {names: int(count) for names, count in repaired},
+        "repaired": dict(repaired.most_common()),
     }

@@ -5,7 +5,9 @@ The settings are in the journal; ``config.yaml`` is a copy of them for people.
 
 from __future__ import annotations
 
+import stat
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +19,11 @@ from selfinstruct.run import seal
 from selfinstruct.run.journal import FILE_NAME, Journal
 
 CONFIG = "config.yaml"
-
+_AS_BEFORE = {"secrets": "flag"}  # settings that are younger than some runs, and what those runs did
 
 _OF_A_RUN = {CONFIG, seal.FILE_NAME, f"{FILE_NAME}-wal"}  # each is made after the journal
 _OF_A_BEGINNING = {"lock", "holder.json", ".holder.json.tmp"}
+_OURS = {*_OF_A_RUN, *_OF_A_BEGINNING, FILE_NAME, f"{FILE_NAME}-shm", f"{FILE_NAME}-journal", "publish.lock"}
 
 
 def run_folder(root: Path) -> Path:
@@ -61,15 +64,24 @@ def holds_run(root: Path) -> bool:
 
 
 def _names_inside(folder: Path) -> set[str]:
-    """What is in the run folder. A link in it is none of ours, and what it points at is not to be written to."""
+    """What is in the run folder. A link in it is none of ours, and what it points at is not to be written to.
+
+    Nor is a pipe or a folder in the place of one of our files to be waited for.
+    """
     if folder.is_symlink():
         raise OutputError(f"{folder}: is a link, not the folder of a run", hint="remove it")
     if not folder.exists():
         return set()
+    names = set()
     for entry in folder.iterdir():
-        if entry.is_symlink():
-            raise OutputError(f"{entry}: is a link, not a file of the run", hint="remove it")
-    return {entry.name for entry in folder.iterdir()}
+        names.add(entry.name)
+        with suppress(FileNotFoundError):  # of a run that is at work
+            kind = entry.lstat().st_mode
+            if stat.S_ISLNK(kind):
+                raise OutputError(f"{entry}: is a link, not a file of the run", hint="remove it")
+            if entry.name in _OURS and not stat.S_ISREG(kind):
+                raise OutputError(f"{entry}: is no regular file, and so none of the run", hint="remove it")
+    return names
 
 
 def require_run(root: Path) -> None:
@@ -95,10 +107,10 @@ def create(folder: Path, config: RunConfig, identity: dict[str, Any], seeds: Seq
     return _begun(folder, Journal.create(folder, identity=identity, seeds=seeds), config)
 
 
-def reopen(folder: Path, config: RunConfig, identity: Mapping[str, Any]) -> Journal:
+def reopen(folder: Path, config: RunConfig, identity: Mapping[str, Any], *, forget_damaged: bool = False) -> Journal:
     """Go on with a run; IdentityError names every setting that would change its rows."""
-    journal = Journal.open(folder)
-    recorded = journal.identity()
+    journal = Journal.open(folder, forget_damaged=forget_damaged)
+    recorded = {**_AS_BEFORE, **journal.identity()}
     differing = sorted(name for name in recorded.keys() | identity.keys() if recorded.get(name) != identity.get(name))
     if differing:
         journal.close()

@@ -8,23 +8,25 @@ requests earlier, which is what lets that many requests be on their way.
 from __future__ import annotations
 
 import asyncio
-import random
 import time
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Literal
 
 from selfinstruct.backends.base import Backend
-from selfinstruct.errors import EnvironmentFault, PromptRefused, SelfInstructError, Stopped, TransientFault
+from selfinstruct.errors import EnvironmentFault, GivenUp, PromptRefused, SelfInstructError, Stopped, TransientFault
 from selfinstruct.methods.base import Method
 from selfinstruct.quality.gate import Gate
 from selfinstruct.records import Completion, Loss, Prompt, Reading
-from selfinstruct.run.journal import Journal, Judged
+from selfinstruct.run.entries import Judged
+from selfinstruct.run.journal import Journal
 from selfinstruct.run.limits import Limits, Spent, requests_needed
 from selfinstruct.run.pool import Pool
 from selfinstruct.run.progress import Observer, Snapshot
+from selfinstruct.run.prompts import Prompts
 
 _GRACE_SECONDS = 8.0  # for requests in flight when the run ends: they are paid for
+_GRACE_SECONDS_OF_FAULTS = 3.5  # no credit, a wrong key: whoever waits is to hear of it soon
 _REFRESH_SECONDS = 1.0
 _WORRY_SECONDS = 5.0  # no answer for so long: say what is being waited for
 _TURN_SECONDS = 0.005  # of judging, then the event loop gets its turn: a pause asked for is to be seen at once
@@ -33,12 +35,16 @@ _MOST_REFUSALS_AT_FIRST, _MOST_REFUSALS_IN_A_ROW = 8, 32  # then the settings or
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """How a run ended. ``fault`` is what stopped it, when something did; ``reason`` says it in words."""
+    """How a run ended. ``fault`` is what stopped it, when something did; ``reason`` says it in words.
+
+    ``given_up`` requests were left out for now: they met nothing but faults while others were answered.
+    """
 
     end: Literal["target", "limit", "signal", "fault"]
     reason: str
     kept: int
     spent: Spent
+    given_up: int = 0
     fault: SelfInstructError | None = None
 
 
@@ -49,10 +55,9 @@ class Generation:
         self,
         *,
         target: int,
-        seed: int,
-        pool_lag: int,
         concurrency: int,
         method: Method,
+        prompts: Prompts,
         pool: Pool,
         gate: Gate,
         backend: Backend,
@@ -60,11 +65,11 @@ class Generation:
         limits: Limits,
         observer: Observer,
     ) -> None:
-        self._target, self._seed, self._lag, self._concurrency = target, seed, pool_lag, concurrency
-        self._method, self._pool, self._gate, self._backend = method, pool, gate, backend
-        self._journal, self._limits, self._observer = journal, limits, observer
-        self._kept_after = [0]  # rows kept after n requests were judged
-        self._prompts: dict[int, Prompt] = {}
+        self._target, self._concurrency = target, concurrency
+        self._method, self._prompts, self._pool = method, prompts, pool
+        self._gate, self._backend, self._journal = gate, backend, journal
+        self._limits, self._observer = limits, observer
+        self._asked: dict[int, Prompt] = {}
         self._ready: dict[int, Completion] = {}
         self._stored: set[int] = set()
         self._next = 0
@@ -73,6 +78,7 @@ class Generation:
         self._fault: SelfInstructError | None = None
         self._signalled = self._halted = False
         self._spent = Spent()
+        self._given_up = 0
         self._refused_in_a_row = 0
         self._answered = False  # by this command, by any text at all
         self._trouble = ""
@@ -112,22 +118,20 @@ class Generation:
             await self._journal.flush()
         self._show()
         end, reason = ended
-        return Outcome(end, reason, len(self._pool), self._spent, self._fault)
+        return Outcome(end, reason, len(self._pool), self._spent, self._given_up, self._fault)
 
     def _restore(self) -> None:
         """Take up what the journal says was judged before."""
         for drafts, accepted in self._journal.judged():
-            self._kept_after.append(self._kept_after[-1] + accepted)
             self._limits.note(drafts, accepted)
-        kept = list(self._journal.accepted())
-        self._pool.extend(kept)
-        self._gate.restore((draft.instruction, draft.input) for draft in kept)
+        self._gate.restore((draft.instruction, draft.input) for draft in self._pool.drafts)
         self._next = self._judged
         self._stored = self._journal.answered_beyond(self._judged)
+        self._given_up = sum(number < self._judged for number in self._journal.given_up())
 
     @property
     def _judged(self) -> int:
-        return len(self._kept_after) - 1
+        return self._prompts.judged
 
     def _ended(self) -> tuple[Literal["target", "limit", "signal", "fault"], str] | None:
         if self._signalled:
@@ -145,22 +149,18 @@ class Generation:
 
     def _send(self) -> None:
         """Start requests while there is room in the window, a slot, a budget and a need."""
-        needed = requests_needed(self._target - len(self._pool), self._kept_after, self._method.tasks_per_request)
-        while len(self._tasks) < self._concurrency and self._next < self._judged + self._lag:
+        rows, kept_after = self._target - len(self._pool), self._prompts.kept_after
+        needed = requests_needed(rows, kept_after, self._method.tasks_per_request)
+        while len(self._tasks) < self._concurrency and self._next < self._prompts.beyond:
             if self._next not in self._stored:
                 if self._limits.budget(self._spent) or self._next - self._judged >= needed:
                     return
                 self._spent.requests += 1
-                prompt = self._prompt(self._next)
-                self._prompts[self._next] = prompt
+                prompt = self._asked[self._next] = self._prompts.make(self._next)
                 task = asyncio.create_task(self._ask(prompt))
                 self._tasks.add(task)
                 task.add_done_callback(self._tasks.discard)
             self._next += 1
-
-    def _prompt(self, number: int) -> Prompt:
-        kept = self._kept_after[max(0, number + 1 - self._lag)]
-        return self._method.opening(number, self._pool.view(kept), random.Random(f"{self._seed}/{number}"))
 
     async def _ask(self, prompt: Prompt) -> None:
         """Get one answer and write it down, durably, before anything else looks at it."""
@@ -184,10 +184,14 @@ class Generation:
             completion = await self._backend.complete(prompt)
         except PromptRefused as error:
             self._refused_in_a_row += 1
-            limit = _MOST_REFUSALS_IN_A_ROW if self._answered else _MOST_REFUSALS_AT_FIRST
-            if self._refused_in_a_row >= limit:
+            # Refusals come at once and answers take their time: what is in flight may still be answered.
+            limit, waves = (_MOST_REFUSALS_IN_A_ROW, 2) if self._answered else (_MOST_REFUSALS_AT_FIRST, 1)
+            if self._refused_in_a_row >= max(limit, waves * self._concurrency):
                 raise
             return Completion(prompt.request_no, error.reason, "refused", model=self._backend.name)
+        except GivenUp as error:
+            self._observer.say(f"{error.message}; it is asked again on resume")
+            return Completion(prompt.request_no, error.reason, "given_up", model=self._backend.name)
         self._answered = True
         self._refused_in_a_row = 0
         return completion
@@ -199,13 +203,13 @@ class Generation:
             number = self._judged
             if len(self._pool) >= self._target or self._signalled or self._limits.saturated():
                 return self._ended()
-            prompt = self._prompts.pop(number, None) or self._prompt(number)
+            prompt = self._asked.pop(number, None) or self._prompts.make(number)
             completion = self._ready.pop(number, None)
             if completion is None and number in self._stored:
                 completion = self._journal.answer(prompt)
                 self._stored.discard(number)
             if completion is None:
-                self._prompts[number] = prompt
+                self._asked[number] = prompt
                 return None
             self._judge(prompt, completion)
             self._next = max(self._next, self._judged)
@@ -215,15 +219,18 @@ class Generation:
                 turn = time.monotonic()
 
     def _judge(self, prompt: Prompt, completion: Completion) -> None:
-        if completion.finish == "refused":
-            reading = Reading(losses=(Loss(prompt.request_no, 0, f"refused: {completion.text}"),))
+        if completion.finish in ("refused", "given_up"):
+            self._given_up += completion.finish == "given_up"
+            reason = f"{completion.finish.replace('_', ' ')}: {completion.text}"
+            reading = Reading(losses=(Loss(prompt.request_no, 0, reason),))
         else:
             reading = self._method.parse(prompt, completion)
         verdicts = tuple(self._gate.judge(draft) for draft in reading.drafts)
         self._journal.record_judged(Judged(prompt.request_no, reading, verdicts))
         self._pool.extend(draft for draft, verdict in verdicts if verdict.accepted)
-        self._limits.note(len(verdicts), len(self._pool) - self._kept_after[-1])
-        self._kept_after.append(len(self._pool))
+        kept_after = self._prompts.kept_after
+        self._limits.note(len(verdicts), len(self._pool) - kept_after[-1])
+        kept_after.append(len(self._pool))
 
     async def _wait(self) -> None:
         """Until something comes in, or it is time to refresh the display or to look at the clock."""
@@ -236,8 +243,9 @@ class Generation:
     async def _drain(self) -> None:
         """Let the requests in flight arrive, for a bounded time; a second signal cuts it short."""
         self._halt()
+        grace = _GRACE_SECONDS_OF_FAULTS if isinstance(self._fault, EnvironmentFault) else _GRACE_SECONDS
         if self._tasks:
-            _, late = await asyncio.wait(set(self._tasks), timeout=_GRACE_SECONDS)
+            _, late = await asyncio.wait(set(self._tasks), timeout=grace)
             for task in late:
                 task.cancel()
             await asyncio.gather(*late, return_exceptions=True)
@@ -260,6 +268,7 @@ class Generation:
                 in_flight=len(self._tasks),
                 tokens_per_second=self._spent.tokens_written / elapsed,
                 acceptance=self._limits.acceptance,
+                given_up=self._given_up,
                 trouble=self._waiting(),
             )
         )

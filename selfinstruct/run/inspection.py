@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from selfinstruct import durable
 from selfinstruct.config import as_yaml
 from selfinstruct.errors import DamagedFile, SelfInstructError
 from selfinstruct.run import seal
@@ -38,8 +39,7 @@ def inspect(root: Path) -> tuple[list[Path], list[Finding]]:
     folder = run_folder(root)
     path = folder / FILE_NAME
     files, findings = [path], []
-    sealed = seal.state(path)
-    closed = False
+    closed: bool | None = None
     try:
         with sqlite_errors(path):
             connection = connect(path, "ro")
@@ -56,14 +56,16 @@ def inspect(root: Path) -> tuple[list[Path], list[Finding]]:
     except DamagedFile as error:
         findings.append(_finding(path, error))
         settings = None
+    sealed = seal.state(path)  # looked at last: a run that is just ending announces its seal before it is closed
     if closed or sealed == "unreadable":
         files.append(folder / seal.FILE_NAME)
         if sealed == "broken":
             findings.append((path, _SEALS[sealed]))
-        elif sealed != "good":
+        elif sealed in _SEALS:
             findings.append((files[-1], _SEALS[sealed]))
     files.append(folder / CONFIG)
-    findings += _of_config(folder / CONFIG, settings) + (_of_locks(root, folder) if closed else [])
+    findings += _of_config(folder / CONFIG, settings) if closed is not False else []
+    findings += _of_locks(root, folder) if closed else []
     return files, findings
 
 
@@ -77,7 +79,7 @@ def _settings(folder: Path) -> dict[str, Any] | None:
 
 def _of_config(path: Path, settings: dict[str, Any] | None) -> list[Finding]:
     try:
-        seen = path.read_bytes()
+        seen = durable.read(path)
     except OSError as error:
         return [(path, f"cannot be read ({error.strerror or error}); selfinstruct resume writes it again")]
     if settings is not None and seen != as_yaml(settings).encode():

@@ -8,38 +8,30 @@ journal reads it whole first, unless the seal is good (``audit.py``, ``seal.py``
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import json
 import sqlite3
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
 from selfinstruct import durable
 from selfinstruct.errors import DamagedFile
-from selfinstruct.records import Completion, Draft, Finish, Prompt, Reading, Row, SeedTask, Verdict, row_id
-from selfinstruct.run import seal
-from selfinstruct.run.audit import forget_judgements, is_sealed, require_answers
+from selfinstruct.records import Completion, Draft, Prompt, Row, SeedTask, row_id
+from selfinstruct.run import entries, seal
+from selfinstruct.run.audit import (
+    forget_damaged_answers,
+    forget_judgements,
+    is_sealed,
+    judgements_forgotten,
+    require_answers,
+)
 from selfinstruct.run.counts import counts
+from selfinstruct.run.entries import Judged
 from selfinstruct.run.migrations import check_version, migrate, require_current
-from selfinstruct.run.seal import checksum
 from selfinstruct.run.writer import GroupWriter, Statement, connect, get_meta, set_meta, sqlite_errors
 
 FILE_NAME = "journal.sqlite"
 _SEAL_MILLISECONDS = 2000  # a signal ends a run within seconds, readers or not
-_ITEM = itemgetter(1)
-_PUT_ANSWER = "INSERT OR REPLACE INTO answers VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
-
-
-@dataclass(frozen=True, slots=True)
-class Judged:
-    """What became of one request: its drafts (as repaired) with their verdicts, and what could not be read."""
-
-    request_no: int
-    reading: Reading
-    verdicts: tuple[tuple[Draft, Verdict], ...]
 
 
 class Journal:
@@ -75,14 +67,22 @@ class Journal:
         return cls.open(folder)
 
     @classmethod
-    def open(cls, folder: Path) -> Journal:
-        """Open the journal of a run to go on with it: mended where that can be done, else DamagedFile."""
+    def open(cls, folder: Path, *, forget_damaged: bool = False) -> Journal:
+        """Open the journal of a run to go on with it: mended where that can be done, else DamagedFile.
+
+        ``forget_damaged`` also takes damaged answers out, so that they are asked for, and paid, again.
+        """
         path, mended = folder / FILE_NAME, ""
         with sqlite_errors(path):
             connection = connect(path, "rw")
             check_version(path, connection)
             sealed = is_sealed(path, connection)
             migrate(connection)
+            forgotten = forget_damaged_answers(connection) if forget_damaged and not sealed else 0
+            if forgotten:
+                mended = (
+                    f"{path}: {forgotten} damaged {'answer is' if forgotten == 1 else 'answers are'} asked for again"
+                )
             if not sealed:
                 first = require_answers(path, connection)
                 if first is not None:
@@ -135,66 +135,23 @@ class Journal:
 
     async def record_answer(self, prompt: Prompt, completion: Completion) -> None:
         """Write an answer down; returns when it is on the disk."""
-        values = (
-            completion.request_no,
-            prompt_sha(prompt),
-            json.dumps(prompt.shown_ids, ensure_ascii=False),
-            completion.text,
-            completion.finish,
-            completion.model,
-            completion.prompt_tokens,
-            completion.cached_tokens,
-            completion.completion_tokens,
-            float(completion.seconds),
-            completion.attempts,
-        )
-        await self._put([(_PUT_ANSWER, [(*values, checksum(values))])])
+        await self._put([entries.of_answer(prompt, completion)])
+
+    async def record_late_answer(self, prompt: Prompt, completion: Completion) -> None:
+        """Write down the answer to a request that was given up, and forget what was made of all from it on.
+
+        Both or neither: what follows is then judged again, from the answers that are here.
+        """
+        await self._put([entries.of_answer(prompt, completion), *judgements_forgotten(prompt.request_no)])
 
     def answer(self, prompt: Prompt) -> Completion | None:
         """The stored answer to this very prompt, None without; DamagedFile when it is not what was stored."""
         row = self._one("SELECT * FROM answers WHERE request_no = ?", (prompt.request_no,))
-        if row is None:
-            return None
-        if checksum(row[:-1]) != row[-1]:
-            raise DamagedFile(
-                f"{self.path}: the answer to request {prompt.request_no} is not what was written",
-                hint="restore the file from a copy; nothing was changed",
-            )
-        if row[1] != prompt_sha(prompt):
-            raise DamagedFile(f"{self.path}: the answer to request {prompt.request_no} belongs to another prompt")
-        finish: Finish = row[4]
-        return Completion(row[0], row[3], finish, row[6], row[7], row[8], row[5], row[9], row[10])
+        return None if row is None else entries.completion(self.path, prompt, row)
 
     def record_judged(self, judged: Judged) -> None:
         """Queue what became of a request, as one transaction. It can be worked out again, so nobody waits for it."""
-        number = judged.request_no
-        accepted = sum(1 for _, verdict in judged.verdicts if verdict.accepted)
-        drafts: list[tuple[Any, ...]] = [
-            (
-                number,
-                draft.item_no,
-                draft.instruction,
-                draft.input,
-                draft.output,
-                " ".join(draft.repairs),
-                int(verdict.accepted),
-                verdict.rule,
-                verdict.detail,
-                None if verdict.score is None else float(verdict.score),
-                verdict.nearest_id,
-            )
-            for draft, verdict in judged.verdicts
-        ]
-        losses = [(number, loss.item_no, loss.reason, loss.detail) for loss in judged.reading.losses]
-        made = [number, len(drafts), accepted, sorted(drafts, key=_ITEM), sorted(losses, key=_ITEM)]
-        self._writing.put(
-            [
-                ("INSERT INTO drafts VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", drafts),
-                ("INSERT INTO losses VALUES (?, ?, ?, ?)", losses),
-                ("INSERT INTO judged VALUES (?, ?, ?, ?)", [(number, len(drafts), accepted, checksum(made))]),
-            ],
-            wait=False,
-        )
+        self._writing.put(entries.of_judged(judged), wait=False)
 
     def judged(self) -> list[tuple[int, int]]:
         """Drafts and accepted drafts of every judged request, in order."""
@@ -203,6 +160,11 @@ class Journal:
     def answered_beyond(self, request_no: int) -> set[int]:
         """Numbers of stored answers from ``request_no`` on."""
         return {row[0] for row in self._all("SELECT request_no FROM answers WHERE request_no >= ?", (request_no,))}
+
+    def given_up(self) -> list[int]:
+        """Numbers of the requests that were given up for the time being, in order."""
+        rows = self._all("SELECT request_no FROM answers WHERE finish = 'given_up' ORDER BY request_no")
+        return [number for (number,) in rows]
 
     def accepted(self, limit: int = -1) -> Iterator[Draft]:
         """Accepted drafts in their order, at most ``limit`` (-1: all)."""
@@ -259,12 +221,14 @@ class Journal:
     def _seal(self) -> None:
         """Bring everything into the one file and seal it; not while somebody reads: then the next run does."""
         with sqlite_errors(self.path):
+            seal.announce(self.path)
             set_meta(self._connection, state="sealed")
             self._connection.execute(f"PRAGMA busy_timeout={_SEAL_MILLISECONDS}")
             if self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0] == 0:
                 seal.write(self.path)
             else:
                 set_meta(self._connection, state="open")
+                seal.remove(self.path)
 
     @property
     def _writing(self) -> GroupWriter:
@@ -290,9 +254,3 @@ class Journal:
         done = self._writing.put(statements, wait=True)
         if done is not None:
             await asyncio.wrap_future(done)
-
-
-def prompt_sha(prompt: Prompt) -> str:
-    """16 hex digits of what a prompt says: an answer belongs to the very prompt that was sent."""
-    said = prompt.text if prompt.messages is None else json.dumps([dict(m) for m in prompt.messages])
-    return hashlib.sha256(f"{said}\x1f{prompt.seed}".encode()).hexdigest()[:16]

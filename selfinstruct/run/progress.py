@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Protocol, TextIO
 
@@ -20,6 +21,7 @@ class Snapshot:
     in_flight: int
     tokens_per_second: float
     acceptance: float
+    given_up: int = 0
     trouble: str = ""
 
 
@@ -46,18 +48,21 @@ class Bar:
     def show(self, snapshot: Snapshot) -> None:
         self._bar.set_postfix_str(_figures(snapshot), refresh=False)
         step = min(snapshot.kept, snapshot.target) - self._bar.n
-        if step > 0:
-            self._bar.update(step)
-        else:
-            self._bar.refresh()
+        with _terminal_may_be_gone():
+            if step > 0:
+                self._bar.update(step)
+            else:
+                self._bar.refresh()
 
     def say(self, message: str) -> None:
-        self._bar.clear()
-        self._bar.fp.write(message + "\n")
-        self._bar.refresh()
+        with _terminal_may_be_gone():
+            self._bar.clear()
+            self._bar.fp.write(message + "\n")
+            self._bar.refresh()
 
     def close(self) -> None:
-        self._bar.close()
+        with _terminal_may_be_gone():
+            self._bar.close()
 
 
 class Lines:
@@ -79,7 +84,8 @@ class Lines:
             self._write(snapshot)
 
     def say(self, message: str) -> None:
-        print(message, file=self._stream, flush=True)
+        with _terminal_may_be_gone():
+            print(message, file=self._stream, flush=True)
 
     def close(self) -> None:
         if self._last is not None:
@@ -100,6 +106,11 @@ def observer(target: int, kept: int, stream: TextIO | None = None) -> Observer:
     return Bar(target, kept, stream) if stream.isatty() else Lines(stream)
 
 
+def _terminal_may_be_gone() -> suppress:
+    """The work is worth more than what is shown of it."""
+    return suppress(OSError)
+
+
 def _figures(snapshot: Snapshot) -> str:
     parts = [
         f"{snapshot.requests} requests",
@@ -107,6 +118,7 @@ def _figures(snapshot: Snapshot) -> str:
         f"{snapshot.tokens_per_second:.0f} tokens/s",
         f"{snapshot.acceptance:.0%} accepted" if snapshot.requests else "waiting for the first answer",
     ]
+    parts += [f"{snapshot.given_up} given up"] if snapshot.given_up else []
     return ", ".join(parts + ([snapshot.trouble] if snapshot.trouble else []))
 
 

@@ -13,19 +13,23 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from selfinstruct import seeds as seed_files
+from selfinstruct.backends.base import Backend
 from selfinstruct.config import RunConfig
+from selfinstruct.errors import SelfInstructError
 from selfinstruct.languages import LANGUAGES
 from selfinstruct.methods.alpaca import Alpaca
 from selfinstruct.methods.base import Method
 from selfinstruct.quality.gate import Gate
 from selfinstruct.records import SeedTask
 from selfinstruct.run import folder as run_folder
+from selfinstruct.run.again import Again
 from selfinstruct.run.generate import Generation, Outcome
 from selfinstruct.run.journal import Journal
-from selfinstruct.run.limits import Limits
+from selfinstruct.run.limits import Limits, Spent
 from selfinstruct.run.lock import run_lock
 from selfinstruct.run.pool import Pool
-from selfinstruct.run.progress import observer
+from selfinstruct.run.progress import Observer, Snapshot, observer
+from selfinstruct.run.prompts import Prompts
 from selfinstruct.servers.teachers import Teacher, open_teacher
 
 Evaluation = Sequence[tuple[str, str]]
@@ -62,6 +66,7 @@ def gate_of(config: RunConfig, method: Method, seeds: list[SeedTask], evaluation
         threshold=config.threshold,
         tokenizer=config.tokenizer or "rouge",
         evaluation=evaluation,
+        secrets=config.secrets,
     )
 
 
@@ -72,10 +77,13 @@ def work(
     evaluation: Evaluation,
     teacher: Teacher,
     say: Callable[[str], None],
+    *,
+    forget_damaged: bool = False,
 ) -> Ended:
     """Begin the run in ``root`` or go on with it, until its target or whatever ends it before.
 
-    ``seeds`` must be those of the run. ``say`` is told the start line. Publishes nothing.
+    ``seeds`` must be those of the run. ``say`` is told the start line. ``forget_damaged`` answers are asked for again.
+    Publishes nothing.
     """
     method = method_of(config)
     method.opening(0, Pool(seeds).view(0), random.Random(0))  # too few seeds are told before anything is written
@@ -90,7 +98,7 @@ def work(
         journal = (
             run_folder.create(folder, config, identity, seeds)
             if is_new
-            else run_folder.reopen(folder, config, identity)
+            else run_folder.reopen(folder, config, identity, forget_damaged=forget_damaged)
         )
         if journal.mended:
             say(journal.mended)
@@ -119,55 +127,98 @@ async def _generate(
     say(_start_line(config, teacher, gate, len(seeds), before))
     watcher = observer(config.num, before)
     received: list[int] = []
-    generation: Generation | None = None
+    at_work: list[Again | Generation] = []
     async with open_teacher(
-        config, teacher, on_trouble=lambda said: generation.complain(said) if generation else None
+        config, teacher, on_trouble=lambda said: at_work[-1].complain(said) if at_work else None, on_closed=watcher.say
     ) as backend:
-        generation = Generation(
-            target=config.num,
-            seed=config.seed,
-            pool_lag=config.pool_lag,
-            concurrency=min(config.concurrency or 32, backend.max_in_flight),
-            method=method,
-            pool=Pool(seeds),
-            gate=gate,
-            backend=backend,
-            journal=journal,
-            limits=Limits(
-                max_requests=config.max_requests,
-                max_tokens=config.max_tokens,
-                max_minutes=config.max_minutes,
-                min_acceptance=config.min_acceptance,
-                acceptance_window=config.acceptance_window,
-            ),
-            observer=watcher,
-        )
-        with _signals(generation, received):
-            try:
+        try:
+            fault = await _ask_again(config, seeds, method, backend, journal, watcher, at_work, received)
+            if fault is not None:
+                given_up = len(journal.given_up())
+                return Ended(Outcome("fault", fault.message, before, Spent(), given_up, fault), None)
+            pool, prompts = _restored(config, seeds, method, journal)
+            generation = Generation(
+                target=config.num,
+                concurrency=min(config.concurrency or 32, backend.max_in_flight),
+                method=method,
+                prompts=prompts,
+                pool=pool,
+                gate=gate,
+                backend=backend,
+                journal=journal,
+                limits=Limits(
+                    max_requests=config.max_requests,
+                    max_tokens=config.max_tokens,
+                    max_minutes=config.max_minutes,
+                    min_acceptance=config.min_acceptance,
+                    acceptance_window=config.acceptance_window,
+                ),
+                observer=watcher,
+            )
+            at_work.append(generation)
+            if received:
+                generation.interrupt()
+            with _signals(generation, received):
                 outcome = await generation.run()
-            finally:
-                watcher.close()
+        finally:
+            watcher.close()
     return Ended(outcome, received[0] if received else None)
 
 
+async def _ask_again(
+    config: RunConfig,
+    seeds: list[SeedTask],
+    method: Method,
+    backend: Backend,
+    journal: Journal,
+    watcher: Observer,
+    at_work: list[Again | Generation],
+    received: list[int],
+) -> SelfInstructError | None:
+    """Ask once more what was given up, if anything was; what ended it, if the run cannot go on."""
+    numbers = journal.given_up()
+    if not numbers:
+        return None
+    pool, prompts = _restored(config, seeds, method, journal)
+    again = Again(
+        backend=backend,
+        journal=journal,
+        concurrency=min(config.concurrency or 32, backend.max_in_flight),
+        observer=watcher,
+        shown=Snapshot(len(pool), config.num, prompts.judged, 0, 0.0, 1.0, given_up=len(numbers)),
+    )
+    at_work.append(again)
+    with _signals(again, received):
+        return await again.run([prompts.make(number) for number in numbers])
+
+
+def _restored(config: RunConfig, seeds: list[SeedTask], method: Method, journal: Journal) -> tuple[Pool, Prompts]:
+    """The pool and the maker of prompts as the journal says that they were."""
+    pool = Pool(seeds)
+    prompts = Prompts(method, seed=config.seed, pool_lag=config.pool_lag, pool=pool)
+    prompts.restore(journal)
+    return pool, prompts
+
+
 @contextmanager
-def _signals(generation: Generation, received: list[int]) -> Iterator[None]:
-    """SIGINT and SIGTERM end the run softly, a second one at once."""
+def _signals(work: Again | Generation, received: list[int]) -> Iterator[None]:
+    """SIGINT, SIGTERM and SIGHUP (the terminal is gone) end the work softly, a second one at once."""
     loop = asyncio.get_running_loop()
 
     def interrupt(number: int) -> None:
         received.append(number)
-        generation.interrupt()
+        work.interrupt()
 
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    for number in before:
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    heard = [number for number, handler in before.items() if handler != signal.SIG_IGN]  # nohup: not this one
+    for number in heard:
         loop.add_signal_handler(number, interrupt, number)
     try:
         yield
     finally:
-        for number, handler in before.items():
+        for number in heard:
             loop.remove_signal_handler(number)
-            signal.signal(number, handler)
+            signal.signal(number, before[number])
 
 
 def _start_line(config: RunConfig, teacher: Teacher, gate: Gate, seeds: int, before: int) -> str:

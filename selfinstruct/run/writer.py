@@ -45,6 +45,8 @@ class GroupWriter:
         """Queue statements (SQL, rows of values). With ``wait`` a future that is done when they are on the disk."""
         self.check()
         done: Future[None] | None = Future() if wait else None
+        if done is not None:
+            done.set_running_or_notify_cancel()  # what is queued is written, whoever gives up waiting for it
         self._queue.put((statements, done))
         return done
 

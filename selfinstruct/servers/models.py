@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from selfinstruct.errors import ModelFileError
+from selfinstruct.errors import ModelFileError, UsageError
 
 Progress = Callable[[str, int, int], None]
 """Gets (what, done bytes, total bytes); the total is 0 while unknown."""
@@ -182,7 +182,10 @@ def resolve(name: str | ModelSource) -> ModelSource | HubSource | Path:
     if name.startswith("hf:"):
         return _parse_hub(name)
     if name.endswith(".gguf") or "/" in name or os.sep in name:
-        return Path(name).expanduser().absolute()
+        try:
+            return Path(name).expanduser().absolute()
+        except RuntimeError:  # ~nobody/...
+            raise UsageError(f"{name}: there is no such user", hint="write the whole path") from None
     raise ModelFileError(
         f"unknown model {name!r}",
         hint=f"use one of {', '.join(SOURCES)}, hf:<owner>/<repo>/<file>.gguf@<revision>, or the path of a .gguf file",

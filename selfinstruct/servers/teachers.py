@@ -15,11 +15,12 @@ from urllib.parse import urlsplit
 
 from selfinstruct.backends import scripted
 from selfinstruct.backends.base import Backend, is_loopback
-from selfinstruct.config import OPENAI_URL, RunConfig, url_hosts
+from selfinstruct.config import OPENAI_URL, RunConfig, host_of, url_hosts
 from selfinstruct.errors import MissingKey, TeacherUnreachable, UsageError
 from selfinstruct.servers import models
 
 _CONNECT_SECONDS = 5.0
+_PROXY_SCHEMES = ("http", "https", "socks5", "socks5h")
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +54,7 @@ def check(config: RunConfig, environment: Mapping[str, str]) -> Teacher:
         return Teacher((), None, path, f"{config.teacher} (on this machine, nothing is paid)")
     urls = config.base_url or (OPENAI_URL,)
     key = _key(config, environment, urls)
-    if not urllib.request.getproxies() or all(is_loopback(url) for url in urls):
+    if all(is_loopback(url) for url in urls) or not _proxied():
         _check_reachable(urls)
     sends = f"key from {config.api_key_env}" if key else "no key"
     return Teacher(urls, key, None, f"{config.teacher} at {', '.join(url_hosts(urls))} ({sends})")
@@ -61,9 +62,12 @@ def check(config: RunConfig, environment: Mapping[str, str]) -> Teacher:
 
 @asynccontextmanager
 async def open_teacher(
-    config: RunConfig, teacher: Teacher, *, on_trouble: Callable[[str], None]
+    config: RunConfig, teacher: Teacher, *, on_trouble: Callable[[str], None], on_closed: Callable[[str], None]
 ) -> AsyncIterator[Backend]:
-    """The backend for a checked teacher; a local server is up for as long as the context lasts."""
+    """The backend for a checked teacher; a local server is up for as long as the context lasts.
+
+    ``on_trouble`` is told what is being waited for, ``on_closed`` when one of several endpoints will not serve us.
+    """
     kind = config.teacher_kind
     if kind == "scripted":
         yield _script(config)
@@ -77,12 +81,13 @@ async def open_teacher(
         server = LlamaCppServer(teacher.model_file, slots=slots, context_per_slot=context, api_key=key)
         try:
             url = await asyncio.to_thread(server.start)
-            async with _closing(_http(config, (url,), key, "json_schema", on_trouble)) as backend:
+            async with _closing(_http(config, (url,), key, "json_schema", on_trouble, on_closed)) as backend:
                 yield backend
         finally:
             await asyncio.to_thread(server.stop)
         return
-    async with _closing(_http(config, teacher.base_urls, teacher.api_key, "response_format", on_trouble)) as backend:
+    remote = _http(config, teacher.base_urls, teacher.api_key, "response_format", on_trouble, on_closed)
+    async with _closing(remote) as backend:
         yield backend
 
 
@@ -105,6 +110,7 @@ def _http(
     key: str | None,
     schema_style: Literal["response_format", "json_schema"],
     on_trouble: Callable[[str], None],
+    on_closed: Callable[[str], None],
 ) -> Backend:
     from selfinstruct.backends.endpoints import Endpoints
     from selfinstruct.backends.http import HttpBackend, Sampling
@@ -126,7 +132,7 @@ def _http(
         )
         for url in urls
     ]
-    return RetryingBackend(Endpoints(backends), patience=config.patience, on_trouble=on_trouble)
+    return RetryingBackend(Endpoints(backends, on_closed=on_closed), patience=config.patience, on_trouble=on_trouble)
 
 
 def _is_openai(url: str) -> bool:
@@ -154,6 +160,23 @@ def _key(config: RunConfig, environment: Mapping[str, str], urls: tuple[str, ...
                 hint="use https, unset the variable, or accept it with --allow-plain-http",
             )
     return key
+
+
+def _proxied() -> bool:
+    """Whether the environment names a proxy. UsageError for one that the client cannot use; its password is not shown.
+
+    A proxy for another scheme than the teacher's counts: the client refuses to begin with it.
+    """
+    found = urllib.request.getproxies()
+    for kind in ("http", "https", "all"):
+        proxy = found.get(kind, "")
+        url = proxy if "://" in proxy else f"http://{proxy}"
+        if proxy and (not host_of(url) or urlsplit(url).scheme not in _PROXY_SCHEMES):
+            raise UsageError(
+                f"the proxy in {kind.upper()}_PROXY is none that can be used",
+                hint="write http://host:port (or https, socks5, socks5h), or unset the variable",
+            )
+    return bool(found)
 
 
 def _check_reachable(urls: tuple[str, ...]) -> None:

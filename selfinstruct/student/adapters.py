@@ -41,20 +41,17 @@ def add(model: Any, recipe: Recipe, base: str) -> Any:
     try:
         handle = get_peft_model(model, config, autocast_adapter_dtype=False)
     except ValueError as error:
-        raise UsageError(f"no adapters can be put on this model ({error})", hint="check --lora-targets") from error
+        raise UsageError(
+            f"no adapters can be put on this model ({error})",
+            hint="name its linear layers: --set lora_targets=NAME,NAME",
+        ) from error
     dtype = model.get_input_embeddings().weight.dtype
     for parameter in handle.parameters():
-        if parameter.requires_grad and parameter.dtype != dtype:
+        if not parameter.requires_grad:
+            continue
+        if parameter.dtype != dtype:
             parameter.data = parameter.data.to(dtype)
+        # A small card cuts a step into many micro-batches: added up in bfloat16, 117 of them were 1.3 % off.
+        if hasattr(parameter, "grad_dtype"):  # since torch 2.10
+            parameter.grad_dtype = torch.float32
     return handle
-
-
-def four_bit_options(dtype: torch.dtype) -> dict[str, Any]:
-    """Loading options for an NF4 base with double quantisation: 0.52 bytes a parameter."""
-    from transformers import BitsAndBytesConfig
-
-    made: Any = BitsAndBytesConfig
-    config = made(
-        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype
-    )
-    return {"quantization_config": config}

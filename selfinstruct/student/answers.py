@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from selfinstruct.errors import DamagedFile, IdentityError, OutputError, UsageError
+from selfinstruct.student.lock import held
 from selfinstruct.student.questions import Question
 
 _COLUMNS = ("row", "instruction", "input", "output", "reference", "generator", "settings", "finish",
@@ -45,7 +46,7 @@ class Answers:
                 )
             question = asked.get(row["row"])
             if question and (question.instruction, question.input) == (row.get("instruction"), row.get("input")):
-                self._rows[question.row] = row
+                self._rows[question.row] = {**row, "reference": question.reference}
         return [question for question in questions if question.row not in self._rows]
 
     def add(self, question: Question, output: str, generator: str, finish: str, tokens: tuple[int, int]) -> None:
@@ -73,7 +74,7 @@ class Answers:
         """Put the rows in order, whole or not at all."""
         ordered = [{name: row.get(name) for name in _COLUMNS} for _, row in sorted(self._rows.items())]
         self._stream.close()
-        temporary = self.out.with_name(f".{self.out.name}.tmp{os.getpid()}")
+        temporary = self.out.with_name(f".{self.out.name}.tmp")
         if self.out.suffix == ".parquet":
             _write_parquet(temporary, ordered)
         else:
@@ -116,26 +117,17 @@ class Answers:
 @contextmanager
 def opened(out: Path, settings: str, questions: list[Question]) -> Iterator[tuple[Answers, list[Question]]]:
     """The file, locked and ready to append to, and the questions still open."""
-    from filelock import FileLock, Timeout
-
     answers = Answers(out, settings)
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(out.with_name(f".{out.name}.lock"))
-        lock.acquire(timeout=0)
-    except Timeout:
-        raise OutputError(f"{out}: another process writes to it", hint="wait for it, or stop it") from None
-    except OSError as error:
-        raise OutputError(f"{out}: cannot be written ({error.strerror or error})") from error
-    try:
-        left = answers.load(questions)
-        answers.open()
-        yield answers, left
-    except OSError as error:
-        raise OutputError(f"{out}: cannot be written ({error.strerror or error})", hint="free some space") from error
-    finally:
-        answers.close()
-        lock.release()
+    with held(out, out.with_name(f".{out.name}.lock")):
+        try:
+            left = answers.load(questions)
+            answers.open()
+            yield answers, left
+        except OSError as error:
+            said = f"{out}: cannot be written ({error.strerror or error})"
+            raise OutputError(said, hint="free some space") from error
+        finally:
+            answers.close()
 
 
 def _read_parquet(path: Path) -> list[dict[str, Any]]:

@@ -9,13 +9,13 @@ from typing import Any
 import torch
 
 from selfinstruct.errors import EnvironmentFault
-from selfinstruct.student import adapters, parallel
+from selfinstruct.student import adapters, exactness, parallel
 from selfinstruct.student.optimizer import AdamSettings, SplitAdamW
 from selfinstruct.student.parallel import Group
 from selfinstruct.student.prepare import Prepared
 from selfinstruct.student.recipes import Recipe, Runtime
 from selfinstruct.student.trainee import Trainee, load_model
-from selfinstruct.student.trainer import Trainer
+from selfinstruct.student.trainer import Trainer, rounded_up
 
 
 def build(prepared: Prepared, runtime: Runtime, group: Group) -> tuple[Trainer, Any]:
@@ -26,8 +26,9 @@ def build(prepared: Prepared, runtime: Runtime, group: Group) -> tuple[Trainer, 
         prepared.model, dtype=prepared.dtype, kernel=prepared.kernel, device=prepared.device,
         four_bit=recipe.method == "qlora",
     )  # fmt: skip
-    handle = adapters.add(model, recipe, _lasting(prepared.model)) if recipe.method != "full" else None
+    handle = adapters.add(model, recipe, lasting(prepared.model)) if recipe.method != "full" else None
     cuda = prepared.device.type == "cuda"
+    exactness.require(Trainee(model), prepared.kernel, rounded_up(int(prepared.train.lengths.max())))
     trainee = assemble(
         model, checkpointed=plan.checkpointed_layers,
         compiled=runtime.compile and cuda and prepared.kernel.compiles and recipe.method != "qlora",
@@ -45,7 +46,6 @@ def build(prepared: Prepared, runtime: Runtime, group: Group) -> tuple[Trainer, 
 
 def assemble(model: Any, *, checkpointed: int = 0, compiled: bool = False) -> Trainee:
     """Wrap a loaded model for training."""
-    model.config.use_cache = False
     trainee = Trainee(model, compiled_loss=compiled)
     trainee.checkpoint_layers(checkpointed)
     if compiled:
@@ -67,7 +67,7 @@ def announce(prepared: Prepared, say: Callable[[str], None]) -> None:
         f"{plan.checkpointed_layers} layers recomputed: {plan.reason}")  # fmt: skip
 
 
-def _lasting(model: str) -> str:
+def lasting(model: str) -> str:
     """A model's name that holds from any folder: adapters name their base by it."""
     return str(Path(model).resolve()) if Path(model).exists() else model
 

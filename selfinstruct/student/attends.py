@@ -12,12 +12,16 @@ import itertools
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from subprocess import SubprocessError
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from selfinstruct.student.slots import Attend, Pass
+
+# What kernels and compilers raise where they do not work. (torch's compiler wraps what it meets into RuntimeErrors.)
+REFUSALS = (RuntimeError, TypeError, AttributeError, OSError, ImportError, SubprocessError)
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,7 +126,7 @@ def choose_prefill(device: torch.device, dtype: torch.dtype, heads: int, kv_head
     step = Pass(starts, starts, (), starts, 35, None, 0, prefill_flash)
     try:
         seen = prefill_flash(q, k, v, step, dim**-0.5)
-    except (RuntimeError, TypeError, AttributeError) as error:
+    except REFUSALS as error:
         return _because(fallback, f"FlashAttention refused: {_first_line(error)}")
     gap = _gap(seen, prefill_by_document(q, k, v, step, dim**-0.5))
     if gap > 0.02:
@@ -145,7 +149,7 @@ def choose_decode(query: Tensor, keys: Tensor, values: Tensor, used: Tensor, *, 
         try:
             gap = _gap(candidate.attend(query, keys, values, step, scale), expected)
             seconds = _time(candidate.attend, query, keys, values, step, scale)
-        except Exception as error:  # noqa: BLE001 (compilers and kernels fail in many ways, and others remain)
+        except REFUSALS as error:
             notes.append(f"{candidate.name} refused: {_first_line(error)}")
             continue
         notes.append(f"{candidate.name} {seconds * 1e6:.0f} us" + (f", differs by {gap:.3f}" if gap > 0.02 else ""))

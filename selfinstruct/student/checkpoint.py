@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,7 +18,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from selfinstruct.durable import write_text
+from selfinstruct.durable import publish, write_text
 from selfinstruct.errors import DamagedFile, OutputError
 from selfinstruct.student.optimizer import SplitAdamW, local
 from selfinstruct.student.parallel import Group
@@ -35,15 +35,27 @@ class Position:
     tokens: int
 
 
-def save(run: Path, position: Position, optimizer: SplitAdamW, group: Group) -> Path:
+def save(
+    run: Path, position: Position, optimizer: SplitAdamW, group: Group, *,
+    say: Callable[[str], None] = lambda _line: None,
+) -> Path:  # fmt: skip
     """Write a checkpoint and remove older ones. OutputError when the disk has no room for it."""
     target = run / f"checkpoint-{position.step:08d}"
-    work = run / f".checkpoint-{position.step:08d}.tmp"
     if target.is_dir():
         return target
+    say(f"step {position.step}: checkpoint")
+    try:
+        _save(run, target, position, optimizer, group)
+    except (OSError, SafetensorError) as error:
+        raise OutputError(f"{target}: cannot be written ({error})", hint="free disk space") from error
+    return target
+
+
+def _save(run: Path, target: Path, position: Position, optimizer: SplitAdamW, group: Group) -> None:
+    work = run / f".{target.name}.tmp"
     needed = sum(t.numel() * t.element_size() for _, t in _tensors(optimizer))
     if group.leads:
-        shutil.rmtree(work, ignore_errors=True)
+        remove_unfinished(run)
         work.mkdir(parents=True)
         free = shutil.disk_usage(run).free
         if free < needed * group.world * 1.02:
@@ -57,12 +69,17 @@ def save(run: Path, position: Position, optimizer: SplitAdamW, group: Group) -> 
     if group.leads:
         state = {"step": position.step, "tokens": position.tokens, "updates": optimizer.steps, "world": group.world}
         write_text(work / "state.json", json.dumps(state) + "\n")
-        work.rename(target)
+        publish(work, target)
         for older in _all(run):
             if older != target:
                 shutil.rmtree(older, ignore_errors=True)
     group.wait()
-    return target
+
+
+def remove_unfinished(run: Path) -> None:
+    """Remove what processes that were killed while they saved have left: as large as a checkpoint each."""
+    for work in run.glob(".checkpoint-*.tmp"):
+        shutil.rmtree(work, ignore_errors=True)
 
 
 def newest(run: Path) -> Path | None:

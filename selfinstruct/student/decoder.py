@@ -231,7 +231,7 @@ def cannot_compile(device: torch.device) -> str:
     """Why torch.compile does not work here (no compiler, no Python headers), "" when it does; seconds on a GPU."""
     try:
         torch.compile(_probe, dynamic=True)(torch.ones(8, device=device))
-    except Exception as error:  # noqa: BLE001 (compilers fail in many ways)
+    except attends.REFUSALS as error:
         return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
     return ""
 

@@ -19,10 +19,7 @@ def encode_dialogue(template: Template, tokenizer: Any, messages: Sequence[Mappi
     """
     _check(messages)
     if template.kind == "chat":
-        found = tokenizer.apply_chat_template(
-            [dict(message) for message in messages], add_generation_prompt=True, tokenize=True, return_dict=False
-        )
-        return [int(number) for number in found]
+        return template.encode_messages(tokenizer, messages)
     said = "\n\n".join(m["content"] for m in messages if m["role"] in ("system", "developer") and m["content"])
     turns = [message for message in messages if message["role"] in ("user", "assistant")]
     ids: list[int] = []

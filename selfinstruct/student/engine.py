@@ -12,6 +12,7 @@ import numpy as np
 from selfinstruct.errors import EnvironmentFault, UsageError
 from selfinstruct.student.decoder import Decoder, Need, Tokens
 from selfinstruct.student.sampling import GREEDY, Sampling
+from selfinstruct.student.slots import activation_bytes, logits_bytes
 
 Ended = Literal["stop", "length"]
 CHUNK = 8  # steps between two looks at the tokens: a look costs a wait for the GPU, a late one wasted steps
@@ -83,7 +84,7 @@ class Engine:
         self._decoder = _build(model, config)
         self._waiting: deque[Request] = deque()
         self._running: list[_Running] = []
-        self._prefill_tokens = PREFILL_TOKENS.get(self._decoder.device.type, 2048)
+        self._prefill_tokens = _prefill_tokens(model, config, self._decoder.device)
 
     @property
     def busy(self) -> bool:
@@ -239,6 +240,17 @@ def _build(model: Any, config: EngineConfig) -> Decoder:
             f"{config.slots} sequences of {columns} tokens do not fit the memory",
             hint="use --batch with a smaller number, fewer new tokens, or --quant 8bit",
         ) from error
+
+
+def _prefill_tokens(model: Any, config: EngineConfig, device: Any) -> int:
+    """Tokens to read at a time: what fills the device, if the memory beside the cache holds it."""
+    import torch
+
+    most = PREFILL_TOKENS.get(device.type, 2048)
+    if device.type != "cuda":
+        return most
+    left = torch.cuda.mem_get_info(device)[0] - config.slots * logits_bytes(model.config)
+    return max(1, min(most, left // activation_bytes(model.config, model.get_input_embeddings().weight.element_size())))
 
 
 def _need(requests: Collection[Request]) -> Need:

@@ -10,6 +10,7 @@ from typing import Any
 
 from selfinstruct.dataset import store, tables
 from selfinstruct.errors import UsageError
+from selfinstruct.student.prompt import is_unicode
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,27 +42,35 @@ def read(name: str) -> Source:
     Raises UsageError for what is not there or has no rows, with every bad row of a file; DamagedFile for a dataset
     whose files are not what was published.
     """
+    version = published(name)
+    source = _file(Path(name)) if version is None else _dataset(version)
+    if not source.train:
+        raise UsageError(f"{name}: has no rows to train on", hint="choose another dataset or file")
+    return source
+
+
+def published(name: str) -> store.Version | None:
+    """The version that ``DATASET`` or ``DATASET@v2`` names, its files compared with their hashes; None for a file.
+
+    Raises UsageError for what is not there, DamagedFile.
+    """
     path, version = Path(name), "latest"
     if not path.exists() and "@" in name:
         folder, _, version = name.rpartition("@")
         path = Path(folder)
-    if path.is_dir():
-        source = _dataset(path, version)
-    elif path.is_file():
-        source = _file(path)
-    else:
+    if path.is_file():
+        return None
+    if not path.is_dir():
         raise UsageError(f"{name}: no such dataset or file", hint="name a folder that selfinstruct wrote, or a file")
-    if not source.train:
-        raise UsageError(f"{name}: has no rows to train on")
-    return source
+    found = store.find(path, version)
+    store.verify(found)
+    return found
 
 
-def _dataset(root: Path, name: str) -> Source:
-    version = store.find(root, name)
-    store.verify(version)
+def _dataset(version: store.Version) -> Source:
     rows = {split: [row for file in version.files(split) for row in _rows(file)] for split in store.SPLITS}
     files = {shard.name: shard.sha256 for shard in version.shards}
-    identity = {"dataset": root.resolve().name, "version": version.name, "files": files}
+    identity = {"dataset": version.folder.parent.resolve().name, "version": version.name, "files": files}
     return Source(tuple(rows["train"]), tuple(rows["validation"]), identity, version.about)
 
 
@@ -83,12 +92,16 @@ def _rows(path: Path) -> list[Example]:
         else:
             found.append(Example(row["instruction"], row.get("input") or "", row["output"]))
     if bad:
-        more = [f"... and {len(bad) - 10} more"] if len(bad) > 10 else []
         raise UsageError(
-            "\n".join([f"{path}: {len(bad)} bad rows", *bad[:10], *more]),
-            hint="every row needs the texts instruction and output, and may have input",
+            listed(str(path), bad), hint="every row needs the texts instruction and output, and may have input"
         )
     return found
+
+
+def listed(source: str, bad: list[str]) -> str:
+    """Bad rows for a message: the first ten, and how many more."""
+    more = [f"... and {len(bad) - 10} more"] if len(bad) > 10 else []
+    return "\n".join([f"{source}: {len(bad)} bad rows", *bad[:10], *more])
 
 
 def _problem(row: Mapping[str, Any]) -> str:
@@ -98,4 +111,6 @@ def _problem(row: Mapping[str, Any]) -> str:
             return f"has no text {column!r}"
     if not isinstance(row.get("input") or "", str):
         return "has an 'input' that is no text"
+    if not is_unicode(row["instruction"] + (row.get("input") or "") + row["output"]):
+        return "holds half a character (a lone surrogate)"
     return "" if row["instruction"].strip() else "has an empty instruction"

@@ -10,12 +10,13 @@ import importlib.util
 import json
 import math
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from selfinstruct.durable import sync
 from selfinstruct.errors import MissingPackage, ModelFileError, OutputError, UsageError
 from selfinstruct.student.gguf_words import Words, read_words
 from selfinstruct.student.weights import Source, locate
@@ -37,7 +38,7 @@ _PARTS = {
 _WHOLE = {"model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output"}
 
 
-def export(name: str, out: Path, kind: str = "f16") -> Path:
+def export(name: str, out: Path, kind: str = "f16", *, log: Callable[[str], None] = lambda _line: None) -> Path:
     """Write MODEL (a folder, a run, an adapter, which is merged first) to the file ``out``.
 
     Raises UsageError for another family or an unknown kind, MissingPackage without gguf, OutputError when the file is
@@ -52,22 +53,29 @@ def export(name: str, out: Path, kind: str = "f16") -> Path:
     source = locate(name)
     if source.gguf:
         raise UsageError(f"{name} is a GGUF file already", hint=f"cp {source.gguf} {out}")
-    with tempfile.TemporaryDirectory(dir=out.absolute().parent, prefix=f".{out.name}.") as work:
-        part = Path(work) / "part.gguf"
-        try:
-            _write(_merged(source, name, Path(work)), part, kind)
+    from safetensors import SafetensorError
+
+    try:
+        out.absolute().parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=out.absolute().parent, prefix=f".{out.name}.") as work:
+            part = Path(work) / "part.gguf"
+            folder = _merged(source, name, Path(work), log)
+            log(f"writing {out}")
+            _write(folder, part, kind)
+            sync(part)
             part.replace(out)
-        except OSError as error:
-            said = f"{out}: cannot be written ({error.strerror or error})"
-            raise OutputError(said, hint="free some space") from error
+    except SafetensorError as error:
+        raise ModelFileError(f"{source.base}: its weights cannot be read ({error})", hint="copy them again") from error
+    except OSError as error:
+        raise OutputError(f"{out}: cannot be written ({error.strerror or error})", hint="free some space") from error
     return out
 
 
-def _merged(source: Source, name: str, work: Path) -> Path:
+def _merged(source: Source, name: str, work: Path, log: Callable[[str], None]) -> Path:
     if source.adapter:
         from selfinstruct.student.merge import merge
 
-        return merge(name, work / "merged", dtype="fp16")
+        return merge(name, work / "merged", dtype="fp16", log=log)
     if not Path(source.base).is_dir():
         raise UsageError(f"{name} is not on this machine", hint="give the model's folder")
     return Path(source.base)

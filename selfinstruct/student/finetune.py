@@ -7,7 +7,7 @@ import math
 import shutil
 import signal
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,27 +16,27 @@ import torch
 
 from selfinstruct.durable import write_text
 from selfinstruct.errors import UsageError
-from selfinstruct.student import adapters, checkpoint, manifest, parallel, result
+from selfinstruct.student import adapters, checkpoint, manifest, parallel, result, watchers
 from selfinstruct.student.assembly import announce, build, explained
 from selfinstruct.student.batches import steps_per_epoch
 from selfinstruct.student.checkpoint import Position
+from selfinstruct.student.lock import held
 from selfinstruct.student.meter import Meter, Progress, matmul_rate
 from selfinstruct.student.parallel import Group
 from selfinstruct.student.prepare import Prepared, prepare, quieten
 from selfinstruct.student.recipes import Recipe, Runtime
 from selfinstruct.student.trainer import StepResult
-from selfinstruct.student.watchers import Watcher, watchers
 
 Say = Callable[[str], None]
-LOG_FILE = "log.jsonl"
+LOG_FILE, LOCK_FILE = "log.jsonl", ".lock"
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
     """How a run ended: "done", "limit" (``max_steps`` of this command) or "signal"; only "done" leaves a model.
 
-    ``losses`` are those of the steps of this command. ``evaluations`` pairs a step with the validation loss after it.
-    ``peak`` is the highest GPU memory in bytes, 0 on a CPU.
+    ``losses`` are those of the steps of this command. ``evaluations`` pairs a step with the validation loss after it
+    (0: before the first). ``peak`` is the highest GPU memory of tensors in bytes, loading included, 0 on a CPU.
     """
 
     end: str
@@ -68,18 +68,20 @@ def finetune(
     """
     quieten()
     adapters.require(recipe.method)
-    done = result.finished(run)
+    watchers.require(runtime)
     group = parallel.join("cuda" if runtime.device != "cpu" and torch.cuda.is_available() else "cpu")
+    quiet: Say = say if group.leads else lambda _line: None
     try:
+        quiet(f"reading and tokenising {data} ...")
         prepared = prepare(data, model, recipe, runtime, group, run)
-        if group.leads:
-            run.mkdir(parents=True, exist_ok=True)
-            manifest.freeze(run, prepared.manifest())
-        group.wait()
-        if done is not None:
-            return _already(run, done, prepared)
-        quiet: Say = say if group.leads else lambda _line: None
-        return _Run(run, prepared, runtime, group, quiet, on_progress).work()
+        with held(run, run / LOCK_FILE) if group.leads else nullcontext():
+            if group.leads:
+                manifest.freeze(run, prepared.manifest())
+            group.wait()
+            done = result.finished(run)
+            if done is not None:
+                return already(run, done, prepared)
+            return _Run(run, prepared, runtime, group, quiet, on_progress).work()
     except torch.cuda.OutOfMemoryError as error:
         raise explained(error, recipe) from error
     finally:
@@ -101,27 +103,32 @@ class _Run:
         self.tokens = 0
         self.stop_signal = 0
         announce(prepared, say)
+        say("loading the model ...")
         self.trainer, self.handle = build(prepared, runtime, group)
         adapted = prepared.recipe.method != "full"
         flops = (4.0 if adapted else 6.0) * prepared.shape.parameters
         rate = matmul_rate(prepared.device)
         self.meter = Meter(flops, rate * group.world if rate else None)
         self.peak = 0
-        self.watchers: list[Watcher] = watchers(folder, runtime) if group.leads else []
+        self.watchers: list[watchers.Watcher] = watchers.watchers(folder, runtime) if group.leads else []
 
     def work(self) -> Outcome:
         """All remaining steps."""
         start = self._resume()
         if self.prepared.device.type == "cuda":
+            loaded = torch.cuda.max_memory_allocated(self.prepared.device)
             self.say("rehearsing the longest step (and compiling) ...")
-            self.peak = self.trainer.rehearse(self.say, may_shrink=not self.runtime.tokens and self.group.world == 1)
-            predicted = self.prepared.plan.total
-            self.say(f"peak {self.peak / 1e9:.1f} GB (predicted {predicted / 1e9:.1f} GB); training")
+            step = self.trainer.rehearse(self.say, may_shrink=not self.runtime.tokens and self.group.world == 1)
+            predicted, self.peak = self.prepared.plan.allocated, max(loaded, step)
+            self.say(f"tensors took {step / 1e9:.2f} GB at the peak (predicted {predicted / 1e9:.2f} GB), "
+                     f"{loaded / 1e9:.2f} GB while the model was loaded; training")  # fmt: skip
         last = self.prepared.steps
         if self.runtime.max_steps:
             last = min(last, start + self.runtime.max_steps)
+        if start == 0:
+            self._evaluate(0)  # what the training starts from
         self.meter.start()
-        with _signals_noted(self._note):
+        with signals_noted(self._note):
             reached = self._loop(start, last)
         if reached < self.prepared.steps:
             self._save(reached)
@@ -141,14 +148,15 @@ class _Run:
             waiting = current
             done = step + 1
             evaluates, saves = self._due(done, self.runtime.eval_every), self._due(done, self.runtime.save_every)
-            if evaluates or saves or self.stop_signal or done == last:
+            stops = self._stopped()
+            if evaluates or saves or stops or done == last:
                 self._report(waiting)
                 waiting = None
             if evaluates and self.prepared.validation is not None:
                 self._evaluate(done)
             if saves and done < self.prepared.steps:
                 self._save(done)
-            if self._stopped():
+            if stops:
                 return done
         return last
 
@@ -169,16 +177,16 @@ class _Run:
         """Load the newest checkpoint, if any; the first step to take."""
         found = checkpoint.newest(self.folder)
         if found is None:
-            _trim_log(self.folder / LOG_FILE, 0, self.group)
+            trim_log(self.folder / LOG_FILE, -1, self.group)
             return 0
         position = checkpoint.restore(found, self.trainer.optimizer, self.group)
         self.tokens = position.tokens
-        _trim_log(self.folder / LOG_FILE, position.step, self.group)
+        trim_log(self.folder / LOG_FILE, position.step, self.group)
         self.say(f"going on after step {position.step} of {self.prepared.steps}")
         return position.step
 
     def _save(self, done: int) -> None:
-        checkpoint.save(self.folder, Position(done, self.tokens), self.trainer.optimizer, self.group)
+        checkpoint.save(self.folder, Position(done, self.tokens), self.trainer.optimizer, self.group, say=self.say)
 
     def _report(self, finished: StepResult) -> None:
         """Account for a step: log, progress, a stop when the loss is no number any more."""
@@ -190,7 +198,7 @@ class _Run:
         if not math.isfinite(loss) or not math.isfinite(norm):
             raise UsageError(
                 f"step {done}: the loss is {loss}, its gradient's norm {norm}: training has diverged",
-                hint="lower --lr, or lengthen --warmup; the last checkpoint is untouched",
+                hint="lower --lr, or lengthen the warmup (--set warmup=0.1); the last checkpoint is untouched",
             )
         progress = Progress(
             done, self.prepared.steps, done / steps_per_epoch(len(self.prepared.train), self.prepared.recipe.batch),
@@ -219,6 +227,7 @@ class _Run:
             watcher(numbers)
 
     def _finish(self) -> Outcome:
+        self.say("writing the model ...")
         folder = result.save_model(
             self.folder, self.trainer.trainee, self.handle, tokenizer=self.prepared.tokenizer,
             template=self.prepared.template, group=self.group, sharded=self.trainer.sharded,
@@ -230,6 +239,7 @@ class _Run:
                 "evaluations": self.evaluations, "tokens": self.tokens, "tokens_per_second": self.speed,
                 "mfu": outcome.mfu, "peak_bytes": outcome.peak, "folder": folder.name if folder else None,
             }) + "\n")  # fmt: skip
+            checkpoint.remove_unfinished(self.folder)
             for old in self.folder.glob("checkpoint-*"):
                 shutil.rmtree(old, ignore_errors=True)
         return outcome
@@ -243,7 +253,7 @@ class _Run:
         )  # fmt: skip
 
 
-def _already(run: Path, done: dict[str, Any], prepared: Prepared) -> Outcome:
+def already(run: Path, done: dict[str, Any], prepared: Prepared) -> Outcome:
     """The outcome of a run that was done before."""
     return Outcome(
         "done", prepared.steps, prepared.steps, (), tuple((int(s), float(x)) for s, x in done.get("evaluations", [])),
@@ -252,17 +262,24 @@ def _already(run: Path, done: dict[str, Any], prepared: Prepared) -> Outcome:
     )  # fmt: skip
 
 
-def _trim_log(path: Path, step: int, group: Group) -> None:
+def trim_log(path: Path, step: int, group: Group) -> None:
     """Drop log lines of steps that will be taken again."""
     if not group.leads or not path.exists():
         return
-    lines = path.read_text(encoding="utf-8").splitlines()
-    kept = [line for line in lines if line.strip() and json.loads(line)["step"] <= step]
-    path.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+    kept = [line for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if _step_of(line) <= step]
+    write_text(path, "".join(line + "\n" for line in kept))
+
+
+def _step_of(line: str) -> float:
+    """The step of a line of the log; infinite for one that was cut off in mid-air."""
+    try:
+        return int(json.loads(line)["step"])
+    except (ValueError, KeyError, TypeError):
+        return math.inf
 
 
 @contextmanager
-def _signals_noted(note: Callable[[int], None]) -> Iterator[None]:
+def signals_noted(note: Callable[[int], None]) -> Iterator[None]:
     """Ctrl-C and SIGTERM end the run after the step, with a checkpoint; a second Ctrl-C ends it at once."""
 
     def noted(number: int, _frame: object) -> None:

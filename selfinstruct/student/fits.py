@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from selfinstruct.errors import ModelFileError
 from selfinstruct.student.memory import CARDS, LLAMA_7B, Plan, Shape, choose, predict, shape_of
 from selfinstruct.student.recipes import METHODS, Recipe
 
@@ -27,12 +25,10 @@ def known_shape(model: str | None) -> tuple[str, Shape]:
     """(name, shape) of a model's folder or Hub name; LLaMA-7B when none is named. ModelFileError when unreadable."""
     if model is None:
         return "LLaMA-7B", LLAMA_7B
-    from selfinstruct.student.trainee import read_config
+    from selfinstruct.student.weights import load_config, locate
 
-    try:
-        return Path(model).name, shape_of(read_config(model))
-    except AttributeError as error:
-        raise ModelFileError(f"{model}: is no decoder whose memory can be predicted ({error})") from error
+    source = locate(model)
+    return source.name, shape_of(load_config(source))
 
 
 def fits(shape: Shape, recipe: Recipe) -> list[Fit]:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from selfinstruct.errors import EnvironmentFault
 from selfinstruct.student.engine import Ended, Engine, EngineConfig, Request, columns_for
 from selfinstruct.student.sizing import groups_of_like_size, most_slots, slots_for
 from selfinstruct.student.slots import unsupported
@@ -87,6 +88,8 @@ def prepare(model: Any, *, fused: bool, compile_layers: bool, log: Callable[[str
 def _run_group(
     model: Any, group: Sequence[Request], shape: EngineConfig, end_ids: Collection[int], options: BatchOptions
 ) -> Iterator[Answer]:
+    import torch
+
     slots = slots_for(model, columns_for(shape), len(group), limit=options.limit)
     config = replace(shape, slots=slots)
     options.log(
@@ -107,5 +110,10 @@ def _run_group(
             gained[news.request_id] += news.tokens
             if news.ended:
                 yield Answer(news.request_id, tuple(gained.pop(news.request_id)), news.ended)
+    except torch.OutOfMemoryError as error:
+        raise EnvironmentFault(
+            f"the memory does not suffice ({str(error).split('. ')[0]})",
+            hint=f"the same command with --batch {max(1, slots // 2)} goes on with the rows that are left",
+        ) from error
     finally:
         engine.close()

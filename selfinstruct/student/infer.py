@@ -48,13 +48,17 @@ class InferOptions:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What a command did. ``too_long`` prompts leave no room for a reply and got an empty one."""
+    """What a command did. ``too_long`` prompts leave no room for a reply and got an empty one.
+
+    ``peak`` is the highest GPU memory of tensors in bytes, loading included; 0 on a CPU and with vLLM.
+    """
 
     rows: int
     answered: int
     too_long: int
     new_tokens: int
     seconds: float
+    peak: int = 0
 
 
 def infer(
@@ -81,7 +85,7 @@ def infer(
         if done:
             log(f"{out}: {done} of {len(questions)} rows are there")
         on_progress(done, len(questions), tokens)
-        too_long = 0
+        too_long = peak = 0
         if left:
             runner = _Runner(source, tokenizer, template, options, log)
             requests, refused = runner.requests(left)
@@ -101,8 +105,9 @@ def infer(
                     flushed = time.monotonic()
                     on_progress(done, len(questions), tokens)
             on_progress(done, len(questions), tokens)
+            peak = runner.peak()
         file.finish()
-    return Outcome(len(questions), len(left), too_long, tokens, time.monotonic() - begin)
+    return Outcome(len(questions), len(left), too_long, tokens, time.monotonic() - begin, peak)
 
 
 class _Runner:
@@ -120,6 +125,7 @@ class _Runner:
         self._options, self._log = options, log
         self._on_vllm = _choose_engine(source, options, log)
         self._model: Any = None
+        log(f"loading {source.base}")
         if not self._on_vllm:
             self._model = weights.load_weights(source, dtype=options.dtype, quant=options.quant)
 
@@ -139,6 +145,13 @@ class _Runner:
             sampling = Sampling(how.temperature, how.top_p, how.min_p, how.seed * 1_000_003 + question.row)
             made[question.row] = Request(question.row, tuple(ids), room, sampling)
         return made, refused
+
+    def peak(self) -> int:
+        """The highest GPU memory of tensors so far, in bytes."""
+        import torch
+
+        on_gpu = self._model is not None and self._model.device.type == "cuda"
+        return int(torch.cuda.max_memory_allocated(self._model.device)) if on_gpu else 0
 
     def answers(self, requests: dict[int, Request]) -> Iterator[Answer]:
         ends = weights.end_ids(self._template, self._tokenizer, self._model)
@@ -206,22 +219,5 @@ def _fingerprint(source: weights.Source, template: Template, options: InferOptio
     how = asdict(options)
     for name in ("engine", "dtype", "batch", "compile_layers", "template"):
         how.pop(name)
-    said = {"model": _identity(source), "template": template.fingerprint(), **how}
+    said = {"model": source.fingerprint(), "template": template.fingerprint(), **how}
     return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()[:16]
-
-
-def _identity(source: weights.Source) -> list[list[Any]]:
-    """Names, sizes and first bytes of the weight files: a folder that was trained anew is another model."""
-    if source.gguf:
-        files = [source.gguf]
-    else:
-        folders = [folder for folder in (Path(source.base), source.adapter) if folder is not None and folder.is_dir()]
-        files = [file for folder in folders for file in sorted(folder.glob("*.safetensors"))]
-    found: list[list[Any]] = [[source.base if not files else "", 0, ""]]
-    for file in files:
-        with file.open("rb") as stream:
-            start = stream.read(1 << 20)
-            stream.seek(max(0, file.stat().st_size - (1 << 20)))
-            digest = hashlib.sha256(start + stream.read()).hexdigest()
-        found.append([file.name, file.stat().st_size, digest])
-    return found

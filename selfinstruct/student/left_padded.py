@@ -23,7 +23,10 @@ def generate_left_padded(
     Sampled requests draw from torch's global generator, seeded by the first request of each batch.
     """
     import torch
+    from transformers import GenerationConfig
 
+    # What is asked for here and nothing else: many models bring a repetition penalty or a top_k of their own.
+    model.generation_config = GenerationConfig()
     ordered = sorted(requests, key=lambda r: (_way(r), len(r.prompt)), reverse=True)
     size, at = limit or _BATCH, 0
     while at < len(ordered):

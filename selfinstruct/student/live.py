@@ -76,7 +76,7 @@ class LiveEngine:
                         caller.tell(news)
                         if news.ended:
                             del self._callers[news.request_id]
-        except Exception as error:  # noqa: BLE001 (the thread's border: whoever waits must hear of it)
+        except Exception as error:  # noqa: BLE001 (the thread's border: no one else hears of it, and clients would wait)
             self.failure = ServerError(
                 f"the engine broke down: {type(error).__name__}: {' '.join(str(error).split())[:300]}",
                 hint="start it again, with a smaller --batch or --context if memory was short",

@@ -34,6 +34,8 @@ def labelled_loss(
         targets: int64 (labels,), those next tokens.
         compiled: fuse the softmax and its gradient (on a GPU).
     """
+    if not torch.is_grad_enabled():
+        head = head.detach()  # or its gradient would be formed, and thrown away
     picked = hidden.index_select(0, predicting)
     if picked.shape[0] == 0:
         # Still part of the graph: with sharded weights every process takes part in the backward pass.

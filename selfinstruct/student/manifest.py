@@ -18,6 +18,7 @@ from selfinstruct.errors import DamagedFile, IdentityError
 from selfinstruct.student.prompt import Template
 from selfinstruct.student.recipes import Recipe
 from selfinstruct.student.tokens import Tokens
+from selfinstruct.student.weights import Source
 
 RUN_FILE = "run.json"
 FORMAT = 1
@@ -64,18 +65,15 @@ def build(
     }))  # fmt: skip
 
 
-def model_identity(path: str, config: Any) -> dict[str, Any]:
-    """A model by its configuration and weight files: their names, sizes and the first 64 KiB (names and shapes)."""
+def model_identity(source: Source, config: Any) -> dict[str, Any]:
+    """A model by its name, configuration and weight files, wherever they lie (on the Hub: by the revision)."""
     shape = json.dumps({k: v for k, v in sorted(config.to_dict().items()) if k in _SHAPE_FIELDS}, default=str)
-    found: dict[str, Any] = {"path": path, "config_sha256": hashlib.sha256(shape.encode()).hexdigest()}
-    folder = Path(path)
-    files = [folder] if folder.is_file() else sorted(folder.glob("*.safetensors")) if folder.is_dir() else []
-    weights = {}
-    for file in files:
-        with file.open("rb") as stream:
-            weights[file.name] = [file.stat().st_size, hashlib.sha256(stream.read(1 << 16)).hexdigest()]
-    found["weights"] = weights
-    return found
+    return {
+        "name": source.name,
+        "revision": getattr(config, "_commit_hash", None),
+        "config_sha256": hashlib.sha256(shape.encode()).hexdigest(),
+        "weights": source.fingerprint(),
+    }
 
 
 # Fields of a configuration that change what a model computes; others (versions, paths) change by themselves.

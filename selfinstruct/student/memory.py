@@ -10,17 +10,20 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from selfinstruct.errors import UsageError
+
 # What is named by its marketing size on the left holds this many bytes for a program (seen: H100 79.2, H200 139.8 GiB).
 CARDS = {
     12: 12 * 2**30, 16: 16 * 2**30, 24: 24 * 2**30, 48: 48 * 2**30, 80: int(79.2 * 2**30), 141: int(139.8 * 2**30),
 }  # fmt: skip
-# CUDA context, library workspaces, fragmentation of the allocator.
+# CUDA context, library workspaces, fragmentation of the allocator. The context is there before a plan is made.
 CONTEXT = int(1.2e9)
+BEGUN = int(0.5e9)
 _MARGIN = 0.03
 # An uncompiled layer keeps 188 KB a token of a 7B where a compiled one keeps 131 KB (two peaks each on an H200).
 _UNCOMPILED = 1.43
 STATE_BYTES = {"fp32": 8.0, "bf16": 4.0, "8bit": 2.03125}
-_NF4 = 0.5 + 1 / 64 / 4 + 4 / 64 / 256  # bytes a parameter: 4 bits, an 8-bit scale per 64, an fp32 scale per 256 scales
+_NF4 = 0.5 + 1 / 64 + 4 / 64 / 256  # bytes a parameter: 4 bits, an 8-bit scale per 64, an fp32 scale per 256 scales
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,9 +95,20 @@ class Plan:
     def total(self) -> int:
         return sum(self.parts.values())
 
+    @property
+    def allocated(self) -> int:
+        """What tensors take of it: the figure that torch reports as allocated."""
+        return self.total - self.parts["context"]
+
 
 def shape_of(config: Any) -> Shape:
-    """The shape in a transformers configuration (LLaMA, Mistral, Qwen and their like)."""
+    """The shape in a transformers configuration (LLaMA, Mistral, Qwen and their like); UsageError without one."""
+    asked = ("num_attention_heads", "num_hidden_layers", "hidden_size", "intermediate_size", "vocab_size")
+    if any(getattr(config, field, None) is None for field in asked):
+        raise UsageError(
+            f"the memory of models of type {config.model_type!r} cannot be predicted",
+            hint="that of LLaMA, Mistral, Qwen, SmolLM and alike can",
+        )
     heads = int(config.num_attention_heads)
     return Shape(
         layers=int(config.num_hidden_layers),
@@ -144,7 +158,7 @@ def predict(
         "adapters": 0 if method == "full" else bytes_per_number * adapters,
         "master (low halves)": master * trained // world,
         "Adam moments": int((8.0 if wide else STATE_BYTES[adam_state]) * trained) // world,
-        "gradients": bytes_per_number * trained // world,
+        "gradients": (bytes_per_number if method == "full" else 4) * trained // world,
         "activations": int(activations),
         "loss": int(chunk * shape.vocabulary * 10 + 2 * tokens * shape.width * bytes_per_number),
         "context": CONTEXT,

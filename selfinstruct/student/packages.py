@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import warnings
 from typing import Any
 
 from selfinstruct.errors import MissingPackage
@@ -22,6 +23,8 @@ def require_packages() -> None:
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    # peft's use of transformers, which no user of ours can mend.
+    warnings.filterwarnings("ignore", ".*is_gradient_checkpointing", FutureWarning)
     from transformers.utils import logging
 
     quieten: Any = logging.disable_progress_bar

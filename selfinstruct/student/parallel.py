@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -44,7 +45,8 @@ def join(device_type: str) -> Group:
     if world == 1:
         return Group()
     if not dist.is_initialized():
-        dist.init_process_group("nccl" if device_type == "cuda" else "gloo")
+        # The others wait while one writes the model: for a large one on a slow disk, more than the usual ten minutes.
+        dist.init_process_group("nccl" if device_type == "cuda" else "gloo", timeout=timedelta(hours=2))
     return Group(dist.get_rank(), world, int(os.environ.get("LOCAL_RANK", "0")))
 
 
@@ -74,5 +76,5 @@ def sum_gradients(trainee: Trainee, group: Group) -> None:
         return
     for _, parameter in trainee.named_trained():
         if parameter.grad is None:
-            parameter.grad = torch.zeros_like(parameter)
+            parameter.grad = torch.zeros_like(parameter, dtype=getattr(parameter, "grad_dtype", None))
         dist.all_reduce(parameter.grad)

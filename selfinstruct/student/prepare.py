@@ -12,12 +12,12 @@ import numpy as np
 import torch
 
 from selfinstruct.errors import EnvironmentFault, UsageError
-from selfinstruct.student import attention, batches, examples, manifest, memory
+from selfinstruct.student import attention, batches, examples, manifest, memory, weights
 from selfinstruct.student.parallel import Group
 from selfinstruct.student.prompt import Template, named_template
 from selfinstruct.student.recipes import Recipe, Runtime
 from selfinstruct.student.tokens import Tokens, tokenise, tokenizer_fingerprint
-from selfinstruct.student.trainee import check_supported, load_tokenizer, read_config
+from selfinstruct.student.trainee import check_supported, located
 
 # On a CPU nothing is gained by larger ones.
 _CPU_TOKENS = 4096
@@ -51,7 +51,7 @@ class Prepared:
             recipe=self.recipe,
             template=self.template,
             tokenizer_sha256=tokenizer_fingerprint(self.tokenizer),
-            model=manifest.model_identity(self.model, self.config),
+            model=manifest.model_identity(weights.locate(self.model), self.config),
             data=self.source.identity,
             train=self.train,
             validation=self.validation,
@@ -65,7 +65,8 @@ class Prepared:
 def prepare(data: str, model: str, recipe: Recipe, runtime: Runtime, group: Group, run: Path) -> Prepared:
     """Read, tokenise, choose. Raises our errors for whatever would not work, before the weights are loaded."""
     source = examples.read(data)
-    tokenizer = load_tokenizer(model)
+    base = located(model, four_bit=recipe.method == "qlora")
+    tokenizer = weights.load_tokenizer(base)
     template = named_template(recipe.template, tokenizer)
     rows, held_out = _split(source, recipe)
     limits: dict[str, Any] = {"max_length": recipe.max_length, "loss_on_prompt": recipe.loss_on_prompt}
@@ -77,7 +78,7 @@ def prepare(data: str, model: str, recipe: Recipe, runtime: Runtime, group: Grou
     validation = tokenise(held_out, template, tokenizer, **limits) if held_out else None
     device, dtype = place(runtime, group)
     kernel = attention.choose(device, dtype, runtime.attention)
-    config = read_config(model)
+    config = weights.load_config(base)
     check_supported(config)
     steps = max(1, round(recipe.epochs * batches.steps_per_epoch(len(train), recipe.batch)))
     runtime = _as_begun(run, runtime)
@@ -91,6 +92,10 @@ def prepare(data: str, model: str, recipe: Recipe, runtime: Runtime, group: Grou
 def place(runtime: Runtime, group: Group) -> tuple[torch.device, torch.dtype]:
     """The device and dtype of a run: this process's GPU in bfloat16 where there is one, else the CPU in fp32."""
     wanted = runtime.device
+    if wanted not in ("auto", "cuda", "cpu"):
+        raise UsageError(f"no device {wanted!r}", hint="known: auto, cuda, cpu")
+    if runtime.adam_state not in ("auto", *memory.STATE_BYTES):
+        raise UsageError(f"no Adam state {runtime.adam_state!r}", hint=f"known: auto, {', '.join(memory.STATE_BYTES)}")
     if wanted == "auto":
         wanted = "cuda" if torch.cuda.is_available() else "cpu"
     if wanted == "cuda" and not torch.cuda.is_available():
@@ -112,7 +117,7 @@ def plan_for(
     """How to run on this device; EnvironmentFault with the remedy when nothing would fit."""
     longest = int(train.lengths.max())
     options: dict[str, Any] = {
-        "compiled": runtime.compile and kernel.compiles,
+        "compiled": runtime.compile and kernel.compiles and recipe.method != "qlora",
         "rank": recipe.lora_rank,
         "targets": recipe.lora_targets,
         "world": group.world if recipe.method == "full" else 1,
@@ -128,7 +133,7 @@ def plan_for(
         return replace(plan, reason="on a CPU")
     order = batches.epoch_order(len(train), recipe.seed, 0)
     totals = np.add.reduceat(train.lengths[order], np.arange(0, len(order), recipe.batch))
-    free = torch.cuda.mem_get_info(device)[0] + memory.CONTEXT
+    free = torch.cuda.mem_get_info(device)[0] + memory.BEGUN
     found = memory.choose(
         shape, recipe.method, free,
         step_tokens=-(-int(totals.max()) // group.world), longest=longest, adam_state=runtime.adam_state,

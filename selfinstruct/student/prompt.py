@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,9 @@ from typing import Any
 from selfinstruct.errors import ModelFileError, UsageError
 
 TEMPLATE_FILE = "selfinstruct_template.json"
+# Put before a chat template. Those of Llama 3 and SmolLM3 write today's date into the prompt: a run could not be
+# resumed tomorrow, and would be trained on other prompts than it is asked. This is the date Llama's own falls back to.
+_FIXED_DATE = "{%- macro strftime_now(format) -%}26 Jul 2024{%- endmacro -%}"
 
 _WITH_INPUT = (
     "Below is an instruction that describes a task, paired with an input that provides further context. "
@@ -39,8 +42,8 @@ class Template:
 
     ``kind`` is "text" (``with_input`` and ``without_input`` hold ``{instruction}`` and ``{input}``) or "chat" (the
     tokenizer's own chat template; both texts are then ""). ``eos`` is the text of the token that ends a response,
-    "" for the tokenizer's own. ``chat_template`` is the Jinja text that was used, recorded so that a later change
-    of the tokenizer's files is noticed.
+    "" for the tokenizer's own. ``chat_template`` is the tokenizer's Jinja text when the template was chosen, used even
+    if the tokenizer's files change later; "" for what the tokenizer has now.
     """
 
     name: str
@@ -74,8 +77,22 @@ class Template:
         return [bos + ids for ids in encode_texts(tokenizer, [self.render(*task) for task in tasks])]
 
     def _encode_chat(self, tokenizer: Any, instruction: str, input: str) -> list[int]:
-        messages = [{"role": "user", "content": self.render(instruction, input)}]
-        ids = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=True, return_dict=False)
+        return self.encode_messages(tokenizer, [{"role": "user", "content": self.render(instruction, input)}])
+
+    def encode_messages(self, tokenizer: Any, messages: Sequence[Mapping[str, str]]) -> list[int]:
+        """The ids of a conversation by the chat template, up to where the reply begins; UsageError if it refuses."""
+        from jinja2 import TemplateError
+
+        try:
+            text = self.chat_template or tokenizer.get_chat_template()
+            ids = tokenizer.apply_chat_template(
+                [dict(message) for message in messages], chat_template=_FIXED_DATE + text,
+                add_generation_prompt=True, tokenize=True, return_dict=False,
+            )  # fmt: skip
+        except (TemplateError, ValueError) as error:
+            raise UsageError(
+                f"the model's chat template refuses these messages ({error})", hint="use --template alpaca"
+            ) from error
         return [int(i) for i in ids]
 
     def eos_id(self, tokenizer: Any) -> int:
@@ -106,11 +123,9 @@ def named_template(name: str, tokenizer: Any = None) -> Template:
     template = TEMPLATES[name]
     if template.kind != "chat" or tokenizer is None:
         return template
-    text = getattr(tokenizer, "chat_template", None)
-    if not text:
+    if not getattr(tokenizer, "chat_template", None):
         raise UsageError("this model's tokenizer has no chat template", hint="use --template alpaca")
-    shown = text if isinstance(text, str) else json.dumps(text, sort_keys=True)
-    return Template("chat", "chat", eos=str(tokenizer.eos_token or ""), chat_template=shown)
+    return Template("chat", "chat", eos=str(tokenizer.eos_token or ""), chat_template=tokenizer.get_chat_template())
 
 
 def save_template(template: Template, model_dir: Path) -> None:
@@ -136,11 +151,22 @@ def load_template(model_dir: Path, default: str = "alpaca") -> Template:
 
 
 def encode_texts(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
-    """Ids of each text by itself, without special tokens."""
+    """Ids of each text by itself, without special tokens: "</s>" in a task is four characters, and ends nothing."""
     if not texts:
         return []
-    encoded = tokenizer(list(texts), add_special_tokens=False, return_attention_mask=False, verbose=False)
+    encoded = tokenizer(
+        list(texts), add_special_tokens=False, split_special_tokens=True, return_attention_mask=False, verbose=False
+    )
     return [list(ids) for ids in encoded["input_ids"]]
+
+
+def is_unicode(text: str) -> bool:
+    """Whether a text is whole: JSON can carry half a character (a lone surrogate), which no tokenizer takes."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _bos(tokenizer: Any) -> list[int]:

@@ -6,7 +6,8 @@ newline at the end, so each brings its own template.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from selfinstruct.errors import UsageError
@@ -52,7 +53,10 @@ class Recipe:
             ("lr", self.lr > 0, "more than 0"),
             ("warmup", self.warmup >= 0, "0 or more"),
             ("hold_out", self.hold_out >= 0, "0 or more rows"),
+            ("weight_decay", self.weight_decay >= 0, "0 or more"),
+            ("max_norm", self.max_norm >= 0, "0 (no clipping) or more"),
             ("lora_rank", self.lora_rank >= 1, "at least 1"),
+            ("lora_alpha", self.lora_alpha >= 1, "at least 1"),
             ("lora_dropout", 0 <= self.lora_dropout < 1, "in [0, 1)"),
         ]
         for field, right, wanted in wrong:
@@ -98,6 +102,27 @@ def recipe(name: str | None, method: str | None = None, **changes: Any) -> Recip
     if name is None and found.method != "full":
         found = replace(found, lr=_LORA_LR)
     return replace(found, **{field: value for field, value in changes.items() if value is not None}).checked()
+
+
+def assigned(assignments: Sequence[str]) -> dict[str, Any]:
+    """Fields of a recipe from NAME=VALUE; lists are separated by commas. UsageError names what is wrong."""
+    known = {name: value for name, value in asdict(ALPACA_7B).items() if name not in ("name", "method")}
+    found: dict[str, Any] = {}
+    for assignment in assignments:
+        name, _, text = assignment.partition("=")
+        if name not in known:
+            raise UsageError(f"--set {assignment}: no such setting", hint=f"known: {', '.join(known)}")
+        kind = type(known[name])
+        try:
+            if kind is bool:
+                found[name] = {"true": True, "false": False}[text.lower()]
+            else:
+                found[name] = tuple(text.split(",")) if kind is tuple else kind(text)
+        except (ValueError, KeyError):
+            raise UsageError(
+                f"--set {assignment}: must be of type {kind.__name__}", hint=f"for example --set {name}={known[name]}"
+            ) from None
+    return found
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,12 +7,15 @@ from typing import Any
 
 
 class Reply:
-    """Turns tokens into text. ``stop``: texts that end the reply and are no part of it."""
+    """Turns tokens into text. ``stop``: texts that end the reply and are no part of it.
 
-    def __init__(self, tokenizer: Any, stop: Sequence[str] = ()) -> None:
+    ``before``: tokens that the reply goes on from. SentencePiece writes no space before the first word of a text.
+    """
+
+    def __init__(self, tokenizer: Any, stop: Sequence[str] = (), before: Sequence[int] = ()) -> None:
         self._tokenizer, self._stop = tokenizer, tuple(text for text in stop if text)
-        self._ids: list[int] = []
-        self._from = self._read = 0
+        self._ids = list(before)
+        self._from, self._read = 0, len(self._ids)
         self._held = ""
         self._lengths: list[int] = []  # characters of text after each token
         self._length = 0

@@ -8,18 +8,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 
+from selfinstruct.durable import publish
+from selfinstruct.errors import OutputError
 from selfinstruct.student.manifest import RUN_FILE
 from selfinstruct.student.parallel import Group
 from selfinstruct.student.prompt import Template, save_template
 from selfinstruct.student.trainee import Trainee
 
-MODEL, ADAPTER, RESULT_FILE = "model", "adapter", "result.json"
-
-
-def folder_of(run: Path, method: str) -> Path:
-    """Where a run of this method leaves what it learnt."""
-    return run / (MODEL if method == "full" else ADAPTER)
+MODEL, ADAPTER, RESULT_FILE, PROVENANCE = "model", "adapter", "result.json", "selfinstruct_run.json"
 
 
 def finished(run: Path) -> dict[str, Any] | None:
@@ -36,7 +34,7 @@ def save_model(
 ) -> Path | None:
     """Write the model (``handle is None``) or the adapters; the folder appears whole.
 
-    None in processes that do not write.
+    None in processes that do not write. OutputError when the disk has no room for it.
     """
     weights = _gathered(trainee, group) if sharded else None
     if not group.leads:
@@ -45,16 +43,20 @@ def save_model(
     target = run / (MODEL if handle is None else ADAPTER)
     work = run / f".{target.name}.tmp"
     shutil.rmtree(work, ignore_errors=True)
-    work.mkdir(parents=True)
-    if handle is None:
-        trainee.model.save_pretrained(work, state_dict=weights)
-    else:
-        handle.save_pretrained(work)
-    tokenizer.save_pretrained(work)
-    save_template(template, work)
-    shutil.copyfile(run / RUN_FILE, work / "selfinstruct_run.json")
-    shutil.rmtree(target, ignore_errors=True)
-    work.rename(target)
+    try:
+        work.mkdir(parents=True)
+        if handle is None:
+            trainee.model.save_pretrained(work, state_dict=weights)
+        else:
+            # Left to itself, peft asks the Hub for the base's vocabulary, be the base a local file.
+            handle.save_pretrained(work, save_embedding_layers=False)
+        tokenizer.save_pretrained(work)
+        save_template(template, work)
+        shutil.copyfile(run / RUN_FILE, work / PROVENANCE)
+        shutil.rmtree(target, ignore_errors=True)
+        publish(work, target)
+    except (OSError, SafetensorError) as error:
+        raise OutputError(f"{target}: cannot be written ({error})", hint="free disk space") from error
     group.wait()
     return target
 
@@ -63,7 +65,11 @@ def save_model(
 def _gathered(trainee: Trainee, group: Group) -> dict[str, torch.Tensor]:
     """Whole weights on the leading process's host memory, one at a time; {} in the others."""
     found: dict[str, torch.Tensor] = {}
-    for name, tensor in trainee.model.state_dict().items():
+    seen: set[int] = set()  # a tied head is the embedding again
+    for name, tensor in trainee.model.state_dict(keep_vars=True).items():
+        if id(tensor) in seen:
+            continue
+        seen.add(id(tensor))
         whole = tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
         if group.leads:
             found[name] = whole.cpu()

@@ -40,7 +40,8 @@ def sampled(logits: Tensor, temperature: Tensor, top_p: Tensor, min_p: Tensor, d
     logits (rows, vocabulary); the others (rows,) float32. Cut are tokens beyond the smallest set whose probability
     reaches ``top_p``, and those below ``min_p`` times the likeliest. Rows of temperature 0 are greedy.
     """
-    heat = torch.where(temperature > 0, temperature, 1.0)[:, None]
+    # Nearer to 0 the quotients would leave what fp32 holds.
+    heat = torch.where(temperature > 0, temperature.clamp_min(1e-5), 1.0)[:, None]
     ranked, order = torch.softmax(logits.float() / heat, -1).sort(-1, descending=True)
     before = ranked.cumsum(-1) - ranked
     kept = (before < top_p[:, None]) & (ranked >= min_p[:, None] * ranked[:, :1])

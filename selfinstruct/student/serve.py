@@ -28,6 +28,7 @@ from selfinstruct.student.sampling import Sampling
 from selfinstruct.student.serve_answers import Piece, Shape, Whole, error_body
 from selfinstruct.student.serve_requests import Asked, read_chat, read_completion
 
+_SEEN = 8  # tokens of a prompt that tell how a completion's first one is written
 _BODY_BYTES = 8 * 1024 * 1024
 _Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -61,6 +62,7 @@ def application(service: Service, *, any_host: bool = False) -> web.Application:
     routes = _Routes(service)
     app.router.add_get("/health", routes.health)
     app.router.add_get("/v1/models", routes.models)
+    app.router.add_get("/v1/models/{name}", routes.model)
     app.router.add_post("/v1/chat/completions", routes.chat)
     app.router.add_post("/v1/completions", routes.completions)
     return app
@@ -69,18 +71,25 @@ def application(service: Service, *, any_host: bool = False) -> web.Application:
 def _guard(token: str, *, any_host: bool) -> Any:
     @web.middleware
     async def guard(request: web.Request, handler: _Handler) -> web.StreamResponse:
-        host = urlsplit(f"//{request.headers.get('Host', '')}").hostname or ""
-        if not any_host and not is_loopback(host):
+        if not any_host and not is_loopback(_host(f"//{request.headers.get('Host', '')}")):
             return _refusal(403, "this server answers requests to localhost only", "forbidden")
         origin = request.headers.get("Origin")
-        if origin is not None and not is_loopback(urlsplit(origin).hostname or ""):
+        if origin is not None and not is_loopback(_host(origin)):
             return _refusal(403, "this server does not answer web pages", "forbidden")
         given = request.headers.get("Authorization", "").removeprefix("Bearer ").strip()
-        if token and not hmac.compare_digest(given.encode(), token.encode()):
+        if token and not hmac.compare_digest(given.encode("utf-8", "replace"), token.encode()):
             return _refusal(401, "the token is missing or wrong", "authentication_error", "invalid_api_key")
         return await handler(request)
 
     return guard
+
+
+def _host(url: str) -> str:
+    """The host in a URL, "" in what is none."""
+    try:
+        return urlsplit(url).hostname or ""
+    except ValueError:
+        return ""
 
 
 @web.middleware
@@ -115,8 +124,15 @@ class _Routes:
         return web.json_response(body, status=200 if good else 503)
 
     async def models(self, _request: web.Request) -> web.Response:
+        return web.json_response({"object": "list", "data": [self._about()]})
+
+    async def model(self, request: web.Request) -> web.Response:
+        self._check_name(request.match_info["name"])
+        return web.json_response(self._about())
+
+    def _about(self) -> dict[str, Any]:
         about = {"id": self._service.name, "object": "model", "created": 0, "owned_by": "selfinstruct"}
-        return web.json_response({"object": "list", "data": [{**about, "max_model_len": self._service.context}]})
+        return {**about, "max_model_len": self._service.context}
 
     async def chat(self, request: web.Request) -> web.StreamResponse:
         body = await self._body(request)
@@ -129,13 +145,16 @@ class _Routes:
     async def _body(self, request: web.Request) -> Any:
         try:
             body = json.loads(await request.read())
-        except (ValueError, RecursionError):
+        except (ValueError, RecursionError, web.RequestPayloadError):
             raise UsageError("the body is no JSON") from None
         name = body.get("model") if isinstance(body, dict) else None
-        if name is not None and name != self._service.name:
-            message = f"there is no model {str(name)[:100]!r} here, only {self._service.name!r}"
-            raise UnknownModel(message)
+        if name is not None:
+            self._check_name(name)
         return body
+
+    def _check_name(self, name: Any) -> None:
+        if name != self._service.name:
+            raise UnknownModel(f"there is no model {str(name)[:100]!r} here, only {self._service.name!r}")
 
     async def _run(self, request: web.Request, asked: Asked) -> web.StreamResponse:
         jobs = [
@@ -183,7 +202,8 @@ class _Routes:
             Sampling(how.temperature, how.top_p, how.min_p, seed),
             asked.top_logprobs is not None,
         )
-        reply = Reply(self._service.tokenizer, asked.stop)
+        # A completion goes on with the prompt's text: its first word keeps the space that stands before it.
+        reply = Reply(self._service.tokenizer, asked.stop, () if asked.is_chat else prompt[-_SEEN:])
         reported = 0
         async with aclosing(self._service.live.stream(request)) as stream:
             async for news in stream:

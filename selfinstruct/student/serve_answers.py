@@ -89,9 +89,16 @@ class Shape:
         return {
             "tokens": texts,
             "token_logprobs": [entry.chosen for _, entry in pairs],
-            "top_logprobs": [{self._text(t): value for t, value in entry.top[: self.top]} for _, entry in pairs],
+            "top_logprobs": [self._likeliest(entry) for _, entry in pairs],
             "text_offset": [sum(map(len, texts[:place])) for place in range(len(texts))],
         }
+
+    def _likeliest(self, entry: TokenLogprobs) -> dict[str, float]:
+        """The likeliest tokens; of those that are written alike (parts of characters) the first."""
+        found: dict[str, float] = {}
+        for token, value in entry.top[: self.top]:
+            found.setdefault(self._text(token), value)
+        return found
 
     def _chat_entry(self, token: int, entry: TokenLogprobs) -> dict[str, Any]:
         top = [self._named(number, value) for number, value in entry.top[: self.top]]
@@ -102,7 +109,8 @@ class Shape:
         return {"token": text, "logprob": value, "bytes": list(text.encode("utf-8", "replace"))}
 
     def _text(self, token: int) -> str:
-        return str(self.tokenizer.decode([token]))
+        """A token as it stands within a text: SentencePiece writes no space before the first word."""
+        return str(self.tokenizer.decode([token, token]))[len(str(self.tokenizer.decode([token]))) :]
 
 
 def usage(prompt_tokens: int, new_tokens: int) -> dict[str, int]:

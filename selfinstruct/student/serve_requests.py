@@ -10,7 +10,7 @@ from typing import Any
 
 from selfinstruct.errors import UsageError
 from selfinstruct.student.dialogue import encode_dialogue
-from selfinstruct.student.prompt import Template
+from selfinstruct.student.prompt import Template, is_unicode
 from selfinstruct.student.sampling import TOP_LOGPROBS, Sampling
 
 _MOST_CHOICES = 128
@@ -59,12 +59,12 @@ def read_chat(body: Any, template: Template, tokenizer: Any) -> Asked:
     if not isinstance(messages, list) or not all(isinstance(message, dict) for message in messages):
         raise UsageError("messages: must be a list of messages")
     ids = encode_dialogue(template, tokenizer, [_message(message) for message in messages])
-    wants = body.get("logprobs") or False
-    if not isinstance(wants, bool):
-        raise UsageError("logprobs: must be true or false")
-    top = _whole(body, "top_logprobs", 0, 0, TOP_LOGPROBS) if wants else None
+    wants = _flag(body, "logprobs")
+    top = _whole(body, "top_logprobs", 0, 0, TOP_LOGPROBS)
+    if top and not wants:
+        raise UsageError("top_logprobs: needs logprobs to be true")
     name = "max_completion_tokens" if body.get("max_completion_tokens") is not None else "max_tokens"
-    return _asked(body, (tuple(ids),), top, _optional_whole(body, name), is_chat=True)
+    return _asked(body, (tuple(ids),), top if wants else None, _optional_whole(body, name), is_chat=True)
 
 
 def read_completion(body: Any, tokenizer: Any) -> Asked:
@@ -87,7 +87,6 @@ def _asked(body: Mapping[str, Any], prompts: Any, top: int | None, most: int | N
     sampling = Sampling(
         temperature, top_p, _number(body, "min_p", 0.0, 0.0, 1.0), secrets.randbits(48) if seed is None else seed
     )
-    stream = body.get("stream") or False
     about = body.get("stream_options") or {}
     return Asked(
         prompts,
@@ -96,7 +95,7 @@ def _asked(body: Mapping[str, Any], prompts: Any, top: int | None, most: int | N
         sampling,
         _stops(body.get("stop")),
         top,
-        bool(stream),
+        _flag(body, "stream"),
         isinstance(about, dict) and bool(about.get("include_usage")),
         is_chat,
     )
@@ -119,7 +118,13 @@ def _message(message: Mapping[str, Any]) -> dict[str, str]:
         content = "".join(str(part) for part in parts)
     if not isinstance(content, str) or not isinstance(message.get("role"), str):
         raise UsageError("messages: each needs a role and a text as content")
-    return {"role": message["role"], "content": content}
+    return {"role": message["role"], "content": _whole_text(content, "messages")}
+
+
+def _whole_text(text: str, name: str) -> str:
+    if not is_unicode(text):
+        raise UsageError(f"{name}: holds half a character (a lone surrogate)")
+    return text
 
 
 def _prompts(prompt: Any) -> list[str | list[int]]:
@@ -139,7 +144,7 @@ def _is_id(one: Any) -> bool:
 
 def _encode(tokenizer: Any, prompt: str | list[int]) -> list[int]:
     if isinstance(prompt, str):
-        return [int(number) for number in tokenizer(prompt)["input_ids"]]
+        return [int(number) for number in tokenizer(_whole_text(prompt, "prompt"))["input_ids"]]
     if not all(0 <= number < len(tokenizer) for number in prompt):
         raise UsageError("prompt: holds token ids that the model does not have")
     return prompt
@@ -150,6 +155,13 @@ def _stops(stop: Any) -> tuple[str, ...]:
     if not isinstance(found, list) or len(found) > _MOST_STOPS or not all(isinstance(one, str) for one in found):
         raise UsageError(f"stop: must be a text or a list of at most {_MOST_STOPS} texts")
     return tuple(one for one in found if one)
+
+
+def _flag(body: Mapping[str, Any], name: str) -> bool:
+    value = body.get(name) or False
+    if not isinstance(value, bool):
+        raise UsageError(f"{name}: must be true or false")
+    return value
 
 
 def _number(body: Mapping[str, Any], name: str, default: float, low: float, high: float) -> float:

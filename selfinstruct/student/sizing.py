@@ -7,23 +7,18 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from selfinstruct.student.engine import PREFILL_TOKENS, Request
-from selfinstruct.student.slots import token_bytes
+from selfinstruct.student.slots import activation_bytes, logits_bytes, token_bytes
 
 _CPU_SLOTS = 32  # a CPU is busy long before that; more rows only take memory
 _GPU_SLOTS = 1024
 _SPARE = 0.06  # of the free memory: fragments, graphs, libraries
 
 
-def workspace_bytes(config: Any, itemsize: int, slots: int, prefill_tokens: int) -> int:
-    """Peak of activations: one layer of a prefill, and the logits of all rows in 32 bits with sorted copies."""
-    inner = getattr(config, "intermediate_size", 4 * config.hidden_size)
-    prefill = prefill_tokens * itemsize * (8 * config.hidden_size + 3 * inner)
-    decode = slots * config.vocab_size * 24
-    return int(prefill + decode)
+def memory_for_cache(model: Any) -> int:
+    """Bytes that cache and logits may take now on the model's device; on a CPU a quarter of what is available.
 
-
-def memory_for_cache(model: Any, slots: int) -> int:
-    """Bytes that the cache may take now on the model's device; on a CPU a quarter of what is available."""
+    A prefill gets an eighth of a GPU's free memory at most: a small card reads fewer prompts at a time.
+    """
     import torch
 
     weight = model.get_input_embeddings().weight
@@ -31,8 +26,8 @@ def memory_for_cache(model: Any, slots: int) -> int:
         return _ram_available() // 4
     torch.cuda.empty_cache()
     free, _total = torch.cuda.mem_get_info(weight.device)
-    spent = workspace_bytes(model.config, weight.element_size(), slots, PREFILL_TOKENS["cuda"])
-    return max(0, int(free * (1 - _SPARE)) - spent)
+    usable, token = int(free * (1 - _SPARE)), activation_bytes(model.config, weight.element_size())
+    return usable - token * min(PREFILL_TOKENS["cuda"], usable // 8 // token)
 
 
 def slots_for(model: Any, columns: int, wanted: int, *, limit: int | None = None) -> int:
@@ -48,8 +43,8 @@ def most_slots(model: Any, *, limit: int | None = None) -> Callable[[int], int]:
     """How many sequences of so many tokens fit the memory that is free now, at least 1."""
     weight = model.get_input_embeddings().weight
     most = limit or (_GPU_SLOTS if weight.device.type == "cuda" else _CPU_SLOTS)
-    memory, token = memory_for_cache(model, most), token_bytes(model.config, weight.element_size())
-    return lambda columns: max(1, min(most, memory // (token * columns)))
+    memory, token = memory_for_cache(model), token_bytes(model.config, weight.element_size())
+    return lambda columns: max(1, min(most, memory // (token * columns + logits_bytes(model.config))))
 
 
 def groups_of_like_size(requests: Sequence[Request], slots_of: Callable[[int], int]) -> list[list[Request]]:

@@ -139,6 +139,17 @@ def token_bytes(config: Any, itemsize: int) -> int:
     return int(2 * config.num_hidden_layers * heads * dim * itemsize)
 
 
+def activation_bytes(config: Any, itemsize: int) -> int:
+    """Bytes of activations for one token of a prefill: those of one layer."""
+    inner = getattr(config, "intermediate_size", None) or 4 * config.hidden_size
+    return int(itemsize * (8 * config.hidden_size + 3 * inner))
+
+
+def logits_bytes(config: Any) -> int:
+    """Bytes of one row's logits, in 32 bits and with sorted copies."""
+    return int(24 * config.vocab_size)
+
+
 _FAMILIES = frozenset({"llama", "mistral", "qwen2", "qwen3", "smollm3"})
 
 

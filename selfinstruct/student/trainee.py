@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from selfinstruct.errors import ModelFileError, UsageError
-from selfinstruct.student import attention
-from selfinstruct.student.adapters import four_bit_options
+from selfinstruct.errors import UsageError
+from selfinstruct.student import attention, quantised, weights
 from selfinstruct.student.batches import MicroBatch
 from selfinstruct.student.loss import labelled_loss
 
@@ -81,67 +78,36 @@ class Trainee(nn.Module):
 def load_model(
     path: str, *, dtype: torch.dtype, kernel: attention.Choice, device: torch.device, four_bit: bool = False
 ) -> Any:
-    """Load a causal language model for training: a folder with safetensors, a GGUF file, or a name on the Hub.
+    """Load a causal language model for training: whatever ``weights.locate`` knows, without adapters.
 
     ``four_bit`` loads the linear maps in NF4 (for QLoRA; needs bitsandbytes).
-
-    Never runs code from the model's folder and never reads pickles. ModelFileError when there is nothing to load.
     """
-    from transformers import AutoModelForCausalLM
-
     attention.register()
-    options: dict[str, Any] = {"dtype": dtype, "attn_implementation": kernel.implementation, "trust_remote_code": False}
-    where, file = _where(path)
-    if file:
-        options["gguf_file"] = file
-    else:
-        options["use_safetensors"] = True
+    options: dict[str, Any] = {"attn_implementation": kernel.implementation}
     if four_bit:
-        options.update(four_bit_options(dtype))
-    if device.type == "cuda" and importlib.util.find_spec("accelerate"):
-        options["device_map"] = {"": device}  # shard by shard to the GPU: host memory stays small
-    try:
-        model: Any = AutoModelForCausalLM.from_pretrained(where, **options)
-    except (OSError, ValueError, ImportError, KeyError) as error:
-        raise ModelFileError(
-            f"{path}: cannot be loaded ({' '.join(str(error).split())[:300]})",
-            hint="give a folder with config.json and .safetensors files, a .gguf file, or a name on the Hub",
-        ) from error
+        options["quantization_config"] = quantised.settings("4bit", dtype)
+    model = weights.read_model(located(path, four_bit=four_bit), dtype, device, **options)
     check_supported(model.config)
-    if four_bit:
-        return model
-    _plain(model)
-    return model.to(device)
+    return model
+
+
+def located(path: str, *, four_bit: bool = False) -> weights.Source:
+    """The model to train; UsageError for what cannot be trained as it is."""
+    source = weights.locate(path)
+    if source.adapter:
+        raise UsageError(
+            f"{path}: is an adapter on another model", hint=f"merge it first: selfinstruct merge {path} -o DIR"
+        )
+    if source.gguf and four_bit:
+        raise UsageError(
+            "--method qlora does not go with a GGUF file", hint=f"selfinstruct merge {path} -o DIR, then --model DIR"
+        )
+    return source
 
 
 def load_tokenizer(path: str) -> Any:
     """The fast tokenizer beside a model; ModelFileError when there is none."""
-    from transformers import AutoTokenizer
-
-    where, file = _where(path)
-    options: dict[str, Any] = {"gguf_file": file} if file else {}
-    try:
-        return AutoTokenizer.from_pretrained(where, trust_remote_code=False, **options)
-    except (OSError, ValueError, ImportError, KeyError) as error:
-        raise ModelFileError(
-            f"{path}: its tokenizer cannot be loaded ({' '.join(str(error).split())[:300]})",
-            hint="the model's folder needs tokenizer.json and tokenizer_config.json",
-        ) from error
-
-
-def read_config(path: str) -> Any:
-    """A model's transformers configuration; ModelFileError when there is none."""
-    from transformers import AutoConfig
-
-    where, file = _where(path)
-    options: dict[str, Any] = {"gguf_file": file} if file else {}
-    try:
-        return AutoConfig.from_pretrained(where, trust_remote_code=False, **options)
-    except (OSError, ValueError, ImportError, KeyError) as error:
-        raise ModelFileError(
-            f"{path}: its configuration cannot be read ({' '.join(str(error).split())[:300]})",
-            hint="give a folder with config.json, a .gguf file, or a name on the Hub",
-        ) from error
+    return weights.load_tokenizer(located(path))
 
 
 def check_supported(config: Any) -> None:
@@ -152,25 +118,3 @@ def check_supported(config: Any) -> None:
                 f"models with {field} are not supported by fine-tuning",
                 hint="LLaMA, Mistral, Qwen, SmolLM and alike are",
             )
-
-
-def _where(path: str) -> tuple[str, str]:
-    """(folder or Hub name, GGUF file name or "")."""
-    given = Path(path)
-    if given.suffix == ".gguf":
-        if not given.is_file():
-            raise ModelFileError(f"{path}: no such file")
-        return str(given.parent), given.name
-    if not given.exists() and (path.startswith((".", "/", "~")) or path.count("/") > 1):
-        raise ModelFileError(f"{path}: no such folder", hint="give the folder that holds the model's config.json")
-    if given.is_dir() and not (given / "config.json").is_file():
-        raise ModelFileError(f"{path}: has no config.json", hint="give the folder that holds the model's config.json")
-    return path, ""
-
-
-def _plain(model: Any) -> None:
-    """Forget that weights came out of a GGUF: they are plain now, and could not be saved otherwise."""
-    if getattr(model.config, "quantization_config", None) is not None:
-        del model.config.quantization_config
-    model.hf_quantizer = None
-    model.is_quantized = False

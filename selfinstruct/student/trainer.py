@@ -79,8 +79,11 @@ class Trainer:
         """This process's share of some rows, joined and on the device."""
         source = self.tokens if tokens is None else tokens
         lengths = [int(n) for n in source.lengths[rows]]
-        for own in batches.cut(lengths, self.budget, self.group.world)[self.group.rank]:
-            yield batches.join(source, [rows[i] for i in own], longest=self.longest, device=self.device)
+        # Other rows may be longer than any that is trained on.
+        longest = self.longest if tokens is None else max(self.longest, rounded_up(int(tokens.lengths.max())))
+        budget = self.budget if tokens is None else max(self.budget, longest)
+        for own in batches.cut(lengths, budget, self.group.world)[self.group.rank]:
+            yield batches.join(source, [rows[i] for i in own], longest=longest, device=self.device)
 
     def step(self, step: int) -> StepResult:
         """Learn from the rows of step ``step`` (from 0)."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import os
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,8 @@ def open_engine(model: Path, longest: int, *, limit: int | None = None, **more: 
     """
     if not is_installed():
         raise MissingPackage("the package vllm is not installed", hint="pip install vllm, or --engine transformers")
+    # It forks unless told otherwise, and torch, once asked whether there is a GPU, cannot use it in a forked process.
+    os.environ.setdefault("VLLM_WORKER_MULTIPROC_METHOD", "spawn")
     return importlib.import_module("vllm").LLM(
         model=str(model),
         max_model_len=longest,

@@ -15,16 +15,16 @@ Watcher = Callable[[Mapping[str, Any]], None]
 
 def watchers(run: Path, runtime: Runtime) -> list[Watcher]:
     """One function for each service asked for; each takes the numbers of a step. MissingPackage without its package."""
-    found: list[Watcher] = []
-    if runtime.tensorboard:
-        if importlib.util.find_spec("tensorboard") is None:
-            raise MissingPackage("--tensorboard needs tensorboard", hint="pip install tensorboard")
-        found.append(_tensorboard(run))
-    if runtime.wandb:
-        if importlib.util.find_spec("wandb") is None:
-            raise MissingPackage("--wandb needs wandb", hint="pip install wandb")
-        found.append(_wandb(run))
-    return found
+    require(runtime)
+    asked = {_tensorboard: runtime.tensorboard, _wandb: runtime.wandb}
+    return [opened(run) for opened, wanted in asked.items() if wanted]
+
+
+def require(runtime: Runtime) -> None:
+    """MissingPackage when a service's package is not there, before anything slow begins."""
+    for package, wanted in (("tensorboard", runtime.tensorboard), ("wandb", runtime.wandb)):
+        if wanted and importlib.util.find_spec(package) is None:
+            raise MissingPackage(f"--{package} needs {package}", hint=f"pip install {package}")
 
 
 def _tensorboard(run: Path) -> Watcher:

@@ -1,10 +1,11 @@
-"""Finding and loading a model to run: a folder, a fine-tuning run, a GGUF file, or a name on the Hub.
+"""Finding and loading a model: a folder, a fine-tuning run, a GGUF file, or a name on the Hub.
 
 Weights come from safetensors or GGUF only: a pickle can run code while it is read, and so can a model's own Python.
 """
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
 import json
 from collections.abc import Mapping
@@ -13,13 +14,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from selfinstruct.errors import MissingPackage, ModelFileError, UsageError
+from selfinstruct.student import quantised
 from selfinstruct.student.prompt import TEMPLATE_FILE, Template, load_template, named_template
 
 if TYPE_CHECKING:
     import torch
 
-QUANTS = ("8bit", "4bit")
 DTYPES = ("auto", "bf16", "fp16", "fp32")
+_END_BYTES = 1 << 20
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 
 
@@ -43,6 +45,20 @@ class Source:
         """The folder of template and tokenizer."""
         return self.adapter or (self.gguf.parent if self.gguf else Path(self.base))
 
+    def fingerprint(self) -> list[list[Any]]:
+        """Name, size and SHA-256 of both ends of each weight file: a folder that was trained anew is another model."""
+        folders = [folder for folder in (Path(self.base), self.adapter) if folder is not None and folder.is_dir()]
+        files = [self.gguf] if self.gguf else [file for one in folders for file in sorted(one.glob("*.safetensors"))]
+        found: list[list[Any]] = [] if files else [[self.base, 0, ""]]
+        for file in files:
+            size = file.stat().st_size
+            with file.open("rb") as stream:
+                ends = stream.read(_END_BYTES)
+                stream.seek(max(0, size - _END_BYTES))
+                ends += stream.read()
+            found.append([file.name, size, hashlib.sha256(ends).hexdigest()])
+        return found
+
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
@@ -61,7 +77,10 @@ def locate(name: str) -> Source:
 
     if name in models.SOURCES or name.startswith("hf:"):
         return Source(name, str(models.find(name)))
-    path = Path(name).expanduser()
+    try:
+        path = Path(name).expanduser()
+    except RuntimeError:  # ~nobody/...
+        raise UsageError(f"{name}: there is no such user", hint="write the whole path") from None
     if path.suffix == ".gguf":
         return Source(path.stem, str(models.check_gguf(path)))
     if not path.is_dir():
@@ -84,6 +103,8 @@ def _folder(path: Path, name: str) -> Source:
         if not base:
             raise ModelFileError(f"{adapter}: does not name its base model", hint="write base_model_name_or_path")
         return Source(name, locate(base).base, path)
+    if (path / "run.json").exists():
+        raise ModelFileError(f"{path}: this run has not ended yet", hint="go on with it: the same finetune command")
     if not (path / "config.json").exists():
         raise ModelFileError(f"{path}: holds no model (no config.json)", hint="give the folder of the model itself")
     _refuse_pickles(path)
@@ -107,13 +128,12 @@ def load_tokenizer(source: Source) -> Any:
     from transformers import AutoTokenizer
 
     own = source.adapter if source.adapter and (source.adapter / "tokenizer_config.json").exists() else None
+    where, options = (str(own), {}) if own else _address(source)
     try:
-        if own is None and source.gguf:
-            found = AutoTokenizer.from_pretrained(str(source.gguf.parent), gguf_file=source.gguf.name)
-        else:
-            found = AutoTokenizer.from_pretrained(str(own or source.base), trust_remote_code=False)
+        found = AutoTokenizer.from_pretrained(where, trust_remote_code=False, **options)
     except (OSError, ValueError, KeyError, ImportError) as error:
-        raise ModelFileError(f"{source.name}: its tokenizer cannot be read ({_short(error)})") from error
+        hint = "the model's folder needs tokenizer.json and tokenizer_config.json"
+        raise _unreadable(f"{source.name}: its tokenizer cannot be read", error, hint) from error
     found.padding_side = "left"
     return found
 
@@ -146,48 +166,65 @@ def load(
 def load_weights(source: Source, *, dtype: str = "auto", quant: str | None = None, device: str = "auto") -> Any:
     """The model alone, in eval mode, on its device."""
     import torch
-    from transformers import AutoModelForCausalLM
 
     if dtype not in DTYPES:
         raise UsageError(f"unknown dtype {dtype!r}", hint=f"one of {', '.join(DTYPES)}")
     place = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
-    options: dict[str, Any] = {"dtype": _dtype(dtype, place), "trust_remote_code": False}
+    options = {}
     if quant is not None:
-        options["quantization_config"] = _quantization(quant, source, place)
-    if source.gguf:
-        options["gguf_file"] = source.gguf.name
-    else:
-        options["use_safetensors"] = True
-    if place.type == "cuda":
-        options["device_map"] = {"": place.index or 0}  # straight to the GPU, shard by shard: little memory on the host
+        options["quantization_config"] = quantised.asked_for(quant, place, gguf=source.gguf is not None)
     try:
-        model: Any = AutoModelForCausalLM.from_pretrained(
-            str(source.gguf.parent) if source.gguf else source.base, **options
-        )
-    except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
-        if isinstance(error, torch.OutOfMemoryError):
-            raise ModelFileError(f"{source.name} does not fit the GPU", hint="use --quant 8bit or 4bit") from error
-        raise ModelFileError(f"{source.name} cannot be loaded: {_short(error)}") from error
-    if source.gguf:
-        _forget_gguf(model)
+        model = read_model(source, _dtype(dtype, place), place, **options)
+    except torch.OutOfMemoryError as error:
+        raise ModelFileError(f"{source.name} does not fit the GPU", hint="use --quant 8bit or 4bit") from error
     if source.adapter:
         model = _with_adapter(model, source.adapter, merge=quant is None)
-    if quant is None:
-        model.to(place)
     model.eval().requires_grad_(False)
     return model
+
+
+def read_model(source: Source, dtype: torch.dtype, place: torch.device, **options: Any) -> Any:
+    """The base model as it is stored, on its device; never runs code from its folder, never reads pickles.
+
+    ``options`` go to ``from_pretrained``. Raises ModelFileError, or torch.OutOfMemoryError as it comes.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    where, more = _address(source)
+    if not source.gguf:
+        more["use_safetensors"] = True
+    straight = place.type == "cuda" and importlib.util.find_spec("accelerate") is not None
+    if straight:
+        more["device_map"] = {"": place.index or 0}  # to the GPU shard by shard: little memory on the host
+    try:
+        model: Any = AutoModelForCausalLM.from_pretrained(
+            where, dtype=dtype, trust_remote_code=False, **more, **options
+        )
+    except torch.OutOfMemoryError:
+        raise
+    except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
+        hint = "give a folder with config.json and .safetensors files, a .gguf file, or a name on the Hub"
+        raise _unreadable(f"{source.name} cannot be loaded", error, hint) from error
+    if source.gguf:
+        _forget_gguf(model)
+    return model if straight else model.to(place)
 
 
 def load_config(source: Source) -> Any:
     """The model's configuration alone; reads no weights (of a GGUF file, its header)."""
     from transformers import AutoConfig
 
+    where, options = _address(source)
     try:
-        if source.gguf:
-            return AutoConfig.from_pretrained(str(source.gguf.parent), gguf_file=source.gguf.name)
-        return AutoConfig.from_pretrained(source.base, trust_remote_code=False)
+        return AutoConfig.from_pretrained(where, trust_remote_code=False, **options)
     except (OSError, ValueError, KeyError, ImportError) as error:
-        raise ModelFileError(f"{source.name}: its configuration cannot be read ({_short(error)})") from error
+        raise _unreadable(f"{source.name}: its configuration cannot be read", error, "") from error
+
+
+def _address(source: Source) -> tuple[str, dict[str, Any]]:
+    """Where transformers finds the base, and what it must be told about it."""
+    return (str(source.gguf.parent), {"gguf_file": source.gguf.name}) if source.gguf else (source.base, {})
 
 
 def end_ids(template: Template, tokenizer: Any, model: Any = None) -> frozenset[int]:
@@ -206,30 +243,6 @@ def _dtype(name: str, place: torch.device) -> torch.dtype:
     if name == "auto":
         return torch.bfloat16 if place.type == "cuda" else torch.float32
     return {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}[name]
-
-
-def _quantization(quant: str, source: Source, place: torch.device) -> Any:
-    import torch
-
-    if quant not in QUANTS:
-        raise UsageError(f"unknown --quant {quant!r}", hint=f"one of {', '.join(QUANTS)}")
-    if source.gguf:
-        raise UsageError("--quant does not go with a GGUF file", hint="give the model's safetensors folder")
-    if importlib.util.find_spec("bitsandbytes") is None:
-        raise MissingPackage(f"--quant {quant} needs bitsandbytes", hint="pip install 'selfinstruct[qlora]'")
-    if place.type != "cuda":
-        raise UsageError(f"--quant {quant} needs a GPU", hint="on a CPU run a GGUF file through llama.cpp")
-    import transformers
-
-    config: Any = transformers.BitsAndBytesConfig
-    if quant == "8bit":
-        return config(load_in_8bit=True)
-    return config(
-        load_in_4bit=True,
-        bnb_4bit_quant_type="nf4",
-        bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype=torch.bfloat16,
-    )
 
 
 def _with_adapter(model: Any, folder: Path, *, merge: bool) -> Any:
@@ -261,6 +274,15 @@ def _json(path: Path) -> Mapping[str, Any]:
     if not isinstance(found, dict):
         raise ModelFileError(f"{path}: is not what it should be")
     return found
+
+
+def _unreadable(what: str, error: Exception, hint: str) -> ModelFileError:
+    if "trust_remote_code" in str(error):
+        return ModelFileError(
+            f"{what}: it comes with Python code of its own, which is never run here",
+            hint="choose a model of an architecture that transformers has itself",
+        )
+    return ModelFileError(f"{what} ({_short(error)})", hint=hint)
 
 
 def _short(error: BaseException) -> str:

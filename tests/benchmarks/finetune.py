@@ -9,6 +9,9 @@ rest goes on.
     torchrun --nproc-per-node 2 tests/benchmarks/finetune.py --ids ids.npz --parts full --out two.json # on two
     python tests/benchmarks/finetune.py --tiny                                                         # try it on a CPU
 
+padded8exact trains with fp32 weights under autocast, as the Trainer does with bf16=True: masters as exact as ours. The
+other padded parts have bf16 weights alone, which is faster and less exact.
+
 MFU is 6 x parameters x real tokens/s over the measured rate of an 8192^3 bfloat16 product (4 x for adapters in mfu_4n).
 """
 
@@ -24,7 +27,7 @@ import sys
 import time
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +42,8 @@ from selfinstruct.student.recipes import Recipe
 from selfinstruct.student.tokens import Tokens, from_rows, tokenise
 from selfinstruct.student.trainer import Trainer
 
-PARTS = "correctness update padded32 padded16 padded8 padded4 trl full full-8bit full-bf16 lora qlora profile".split()
+PARTS = """correctness update padded32 padded16 padded8 padded4 padded8exact padded4exact trl full full-8bit full-bf16
+lora qlora products profile""".split()
 DEFAULT = "correctness,update,padded32,padded16,padded8,padded4,trl,full,lora,profile"
 
 
@@ -63,6 +67,10 @@ def arguments() -> argparse.Namespace:
         default=1.0,
         help="torch's activation_memory_budget for compiled layers: below 1 recomputes cheap operations",
     )
+    parser.add_argument(
+        "--join", action="store_true", help="one product for q, k and v, one for gate and up (full only)"
+    )
+    parser.add_argument("--tune", action="store_true", help="let torch.compile try several shapes of each kernel")
     parser.add_argument("--tiny", action="store_true", help="a tiny model and random rows, also on a CPU")
     parser.add_argument("--out", type=Path, help="write all figures here (JSON)")
     return parser.parse_args()  # fmt: skip
@@ -140,6 +148,15 @@ class Bench:
         with self.device:
             self.model = LlamaForCausalLM(config)
         torch.set_default_dtype(default)
+        if args.join:
+            import joined
+
+            joined.join(self.model)
+        if args.tune:
+            import torch._inductor.config as inductor
+
+            inductor.coordinate_descent_tuning = True
+        self.casts = False  # whether padded training computes in bfloat16 by autocast
         self.shape = memory.shape_of(config)
         self.rate = meter.matmul_rate(self.device) or 1e12
         self.log(f"{self.shape.parameters / 1e9:.3f}e9 parameters; matmul {self.rate / 1e12:.1f} TFLOP/s; "
@@ -221,7 +238,7 @@ class Bench:
         plan = memory.choose(
             self.shape, method, free, step_tokens=max(totals) // self.group.world,
             longest=int(self.tokens.lengths.max()),
-            adam_state=state, tokens=self.args.tokens, compiled=compiled, world=self.group.world,
+            adam_state=state, tokens=self.args.tokens, compiled=compiled and method != "qlora", world=self.group.world,
             bytes_per_number=2 if self.cuda else 4,
         )  # fmt: skip
         if plan is None:
@@ -271,10 +288,11 @@ class Bench:
 
     def padded(self, part: str, repeat: int) -> None:
         """What the Hugging Face Trainer does for a padded batch of 128 rows, without its own overhead."""
-        size = int(part.removeprefix("padded"))
+        exact = part.endswith("exact")
+        size = int(part.removeprefix("padded").removesuffix("exact"))
         self.clear()
         self.model.set_attn_implementation("sdpa")
-        with self.plain_layers():
+        with self.plain_layers(), self.masters() if exact else nullcontext():
             adam = torch.optim.AdamW(self.model.parameters(), lr=1e-5, weight_decay=0.0, fused=self.cuda)
             order = batches.epoch_order(len(self.tokens), self.recipe.seed, 0)
             steps = [order[i * self.recipe.batch : (i + 1) * self.recipe.batch] for i in range(3)]
@@ -305,6 +323,18 @@ class Bench:
                 if forward is not None:
                     layer.forward = forward
 
+    @contextmanager
+    def masters(self) -> Iterator[None]:
+        """The model in fp32, computing in bfloat16 by autocast."""
+        self.model.float()
+        self.casts = True
+        try:
+            yield
+        finally:
+            self.casts = False
+            self.clear()
+            self.model.to(self.dtype)
+
     def _padded_step(self, rows: Any, size: int, adam: Any) -> None:
         labels = int(self.tokens.labels[rows].sum())
         for start in range(0, len(rows), size):
@@ -315,9 +345,10 @@ class Bench:
 
     def padded_loss(self, rows: Any, divisor: int) -> torch.Tensor:
         ids, mask, labels = padded_batch(self.tokens, rows, self.device)
-        found = self.model(
-            input_ids=ids, attention_mask=mask, labels=labels, num_items_in_batch=divisor, use_cache=False
-        )
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.casts):
+            found = self.model(
+                input_ids=ids, attention_mask=mask, labels=labels, num_items_in_batch=divisor, use_cache=False
+            )
         return found.loss
 
     def trl(self, part: str, repeat: int) -> None:
@@ -443,13 +474,41 @@ class Bench:
             "profile of one step:\n"
             + seen.key_averages().table(sort_by="self_cuda_time_total", row_limit=25, max_name_column_width=70)
         )
+        sums: dict[str, float] = {}
+        for event in seen.key_averages():
+            if event.device_type == torch.autograd.DeviceType.CUDA:
+                kind = kernel_kind(event.key)
+                sums[kind] = sums.get(kind, 0.0) + event.self_device_time_total / 1e3
+        self.figures["profile_ms"] = {k: round(v, 1) for k, v in sorted(sums.items(), key=lambda p: -p[1])}
+        self.log(f"milliseconds by kind: {self.figures['profile_ms']}, {sum(sums.values()):.1f} in all")
+        self.write()
+
+    def products(self, part: str, repeat: int) -> None:
+        """TFLOP/s of the products of a step at their real shapes, apart and joined; once."""
+        if repeat or not self.cuda:
+            return
+        self.clear()
+        d, f, tokens = self.shape.width, self.shape.feed_forward, 8128
+        for name, (wide, narrow) in {"q": (d, d), "qkv": (3 * d, d), "gate": (f, d), "gate+up": (2 * f, d),
+                                     "down": (d, f), "head": (self.shape.vocabulary, d)}.items():  # fmt: skip
+            x, g, w = (torch.randn(*size, device=self.device, dtype=torch.bfloat16)
+                       for size in ((tokens, narrow), (tokens, wide), (wide, narrow)))  # fmt: skip
+            total = torch.zeros_like(w)
+            ways: dict[str, Any] = {
+                "forward": lambda x=x, w=w: x @ w.T, "to the input": lambda g=g, w=w: g @ w,
+                "to the weight": lambda g=g, x=x: g.T @ x, "added to it": lambda t=total, g=g, x=x: t.addmm_(g.T, x),
+            }  # fmt: skip
+            rates = {way: 2.0 * tokens * wide * narrow / seconds_of(work) / 1e12 for way, work in ways.items()}
+            self.figures.setdefault("products_tflops", {})[name] = rates
+            self.log(f"{name:8} " + "  ".join(f"{way} {rate:.0f}" for way, rate in rates.items()))
+        self.write()
 
     def run(self) -> None:
         parts = [p.strip() for p in self.args.parts.split(",") if p.strip()]
         unknown = set(parts) - set(PARTS)
         if unknown:
             sys.exit(f"unknown parts {sorted(unknown)}; known: {', '.join(PARTS)}")
-        once = [p for p in parts if p in ("correctness", "update", "profile")]
+        once = [p for p in parts if p in ("correctness", "update", "products", "profile")]
         timed = [p for p in parts if p not in once and p not in ("lora", "qlora")]
         adapted = [p for p in ("lora", "qlora") if p in parts]  # adapters cannot be taken off: they come last
         turns = [(p, 0) for p in once if p != "profile"]
@@ -486,12 +545,15 @@ class Bench:
             spread = (max(all_speeds) - min(all_speeds)) / speed
             self.log(f"{part:10} {speed:10,.0f} {statistics.median(f['mfu'] for f in found):7.1%} {spread:7.1%} "
                      f"{max(f['peak_gib'] for f in found):9.1f}")  # fmt: skip
-        padded = [s for p, s in speeds.items() if p.startswith("padded")]
+        padded = [s for p, s in speeds.items() if p.startswith("padded") and not p.endswith("exact")]
+        exact = [s for p, s in speeds.items() if p.endswith("exact")]
         ratios = {}
         if "full" in speeds:
             ratios["epochs_3_of_the_52k_minutes"] = 3 * 6_600_133 / speeds["full"] / 60
             if padded:
                 ratios["full_over_best_padded"] = speeds["full"] / max(padded)
+            if exact:
+                ratios["full_over_best_padded_with_masters"] = speeds["full"] / max(exact)
             if "trl" in speeds:
                 ratios["full_over_trl_packing"] = speeds["full"] / speeds["trl"]
             if "lora" in speeds:
@@ -500,6 +562,28 @@ class Bench:
         for name, value in ratios.items():
             self.log(f"{name}: {value:.2f}")
         self.write()
+
+
+def seconds_of(work: Any, repeats: int = 20) -> float:
+    """Seconds of a call on the GPU, mean of ``repeats`` after three to warm up."""
+    for _ in range(3):
+        work()
+    start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+    start.record()
+    for _ in range(repeats):
+        work()
+    end.record()
+    end.synchronize()
+    return start.elapsed_time(end) / 1e3 / repeats
+
+
+def kernel_kind(name: str) -> str:
+    """What a kernel does, by its name."""
+    kinds = {"attention": ("flash", "fmha"), "product": ("nvjet", "gemm", "cutlass", "xmma", "cublas"),
+             "compiled": ("triton",), "copy": ("memcpy", "memset"), "norm of gradients": ("norm", "reduce"),
+             "elementwise": ("elementwise",)}  # fmt: skip
+    low = name.lower()
+    return next((kind for kind, words in kinds.items() if any(word in low for word in words)), "other")
 
 
 def padded_batch(tokens: Tokens, rows: Any, device: torch.device) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

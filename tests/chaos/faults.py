@@ -117,7 +117,7 @@ class Ended:
 
 def command(*arguments: object) -> Ended:
     """Run the program in this process."""
-    from selfinstruct.cli.main import app
+    from selfinstruct.cli.app import app
 
     out, err, start = io.StringIO(), io.StringIO(), time.monotonic()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):

@@ -116,7 +116,7 @@ class Command:
 
 def call(arguments: list[str]) -> int:
     """The program in this process; its exit code."""
-    from selfinstruct.cli.main import app
+    from selfinstruct.cli.app import app
 
     try:
         app(arguments)
@@ -138,7 +138,7 @@ def warm() -> None:
     import pyarrow.parquet  # noqa: F401
 
     import selfinstruct.backends.http
-    import selfinstruct.cli.main
+    import selfinstruct.cli.app
     import selfinstruct.dataset.audit
     import selfinstruct.dataset.publish
     import selfinstruct.run.inspection

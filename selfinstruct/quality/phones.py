@@ -1,0 +1,90 @@
+"""Phone numbers: international ones by their country code, national ones by the forms that nothing else has.
+
+Others (``912 345 678``) only after a word such as "phone" or "telemóvel". Numbers that are set aside for fiction (555,
+Ofcom's), that count or repeat or cannot exist are examples; free ones (1-800) are nobody's own and not found.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import Literal
+
+Whose = Literal["person", "example", "nobody"]
+
+_FEW = 4  # different digits
+_BEFORE, _AFTER = r"(?<![\w.,/+-])", r"(?![\w-]|[.,/][0-9])"
+_COUNTRIES = re.compile(
+    "1|7|2(?:0|7|1[1-368]|[2-6][0-9]|9[017-9])|3(?:[0-469]|5[0-9]|7[0-8]|8[0-35-79])|4(?:[013-9]|2[013])"
+    "|5(?:[1-8]|0[0-9]|9[0-9])|6(?:[0-6]|7[02-9]|8[0-35-9]|9[0-2])|8(?:[1246]|5[0-356]|80|86)"
+    "|9(?:[0-58]|6[0-8]|7[0-79]|9[2-68])"
+)
+_INTERNATIONAL = re.compile(r"(?<![\w+])\+\(?[1-9](?:[ .()/-]{0,3}+[0-9]){8,14}(?![\w-]|[.,][0-9])")
+_NORTH_AMERICAN = re.compile(
+    rf"{_BEFORE}(?:1[ .-])?(?:\([0-9]{{3}}\)[ -]?[0-9]{{3}}[ .-]|[0-9]{{3}}([.-])[0-9]{{3}}\1)[0-9]{{4}}{_AFTER}"
+)
+_FICTION = re.compile(rf"{_BEFORE}555-[0-9]{{4}}{_AFTER}")
+_BRAZILIAN = re.compile(
+    rf"{_BEFORE}(?:\(0?[1-9]{{2}}\) ?9?[0-9]{{4}}[ -][0-9]{{4}}|[1-9]{{2}} 9[0-9]{{4}}-[0-9]{{4}}){_AFTER}"
+)
+_WITH_TRUNK_ZERO = re.compile(rf"{_BEFORE}\(?0[1-9][0-9]{{1,3}}\)?(?:[ -][0-9]{{3,6}}){{1,3}}(?! ?[0-9]){_AFTER}")
+_NAMED = re.compile(
+    r"\b(?:(?:tele)?phone|mobile|cell(?:phone)?|tel|fax|telefone|telem[oó]vel|celular|contac?to|ligue|whatsapp)\b"
+    r"(?:[ \t]{1,2}(?:numbers?|no|is|are|at|n[º°]|número|é|para)\b){0,2}+[.:#=]{0,2}[ \t\"']{0,3}"
+    rf"(?P<number>\(?[0-9](?:[ .()-]{{0,3}}+[0-9]){{6,12}}){_AFTER}",
+    re.IGNORECASE,
+)
+_FORMS = (_INTERNATIONAL, _NORTH_AMERICAN, _FICTION, _BRAZILIAN, _WITH_TRUNK_ZERO, _NAMED)
+_FREE = ("800", "833", "844", "855", "866", "877", "888")
+_COUNTING = "01234567890123456789", "98765432109876543210"
+
+
+def phone_numbers(text: str) -> Iterator[tuple[int, int, bool]]:
+    """Where phone numbers begin and end, and whether they are examples; they may overlap."""
+    for pattern in _FORMS:
+        for found in pattern.finditer(text):
+            group = "number" if pattern is _NAMED else 0
+            whose = _whose("".join(c for c in found[group] if "0" <= c <= "9"), pattern)
+            if whose != "nobody":
+                yield *found.span(group), whose == "example"
+
+
+def _whose(digits: str, form: re.Pattern[str]) -> Whose:
+    """Whose number these digits can be, seen in this form."""
+    counts = any(digits[-7:] in row for row in _COUNTING) or len(set(digits)) < _FEW
+    if form is _INTERNATIONAL:
+        return _whose_international(digits, counts)
+    if form is _WITH_TRUNK_ZERO:
+        if len(digits) not in (10, 11) or len(set(digits)) < _FEW:  # 0110 1001 1010 is no phone number
+            return "nobody"
+        return "example" if counts or _is_british_fiction(digits) else "person"
+    if form is _FICTION or counts:
+        return "example"
+    local = digits[-10:] if digits[:-10] in ("", "1") else digits
+    if form is _NORTH_AMERICAN:
+        return _whose_north_american(local)
+    return "example" if local.startswith("555") or (len(local) == 10 and local[3:6] == "555") else "person"
+
+
+def _whose_international(digits: str, counts: bool) -> Whose:
+    country = _COUNTRIES.match(digits)
+    if not country or len(digits) < 10:
+        return "nobody"
+    if counts or (country[0] == "44" and _is_british_fiction("0" + digits[2:].lstrip("0"))):
+        return "example"
+    if country[0] == "1":
+        return _whose_north_american(digits[1:]) if len(digits) == 11 else "nobody"
+    return "person"
+
+
+def _whose_north_american(digits: str) -> Whose:
+    area, exchange = digits[:3], digits[3:6]
+    if area in _FREE:
+        return "nobody"
+    exists = all(code[0] in "23456789" and code[1:] != "11" and code != "555" for code in (area, exchange))
+    return "person" if exists else "example"
+
+
+def _is_british_fiction(digits: str) -> bool:
+    """Numbers that Ofcom keeps for drama."""
+    return digits.startswith(("02079460", "07700900", "08081570", "0909879", "03069990")) or digits[4:8] == "4960"

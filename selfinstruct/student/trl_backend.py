@@ -1,0 +1,289 @@
+"""``finetune --backend trl``: the same run by TRL's SFTTrainer, for who wants to compare or to build on TRL.
+
+The same rows, ids, labels, order, recipe, manifest and files as the native backend, so that merge, infer, export and
+serve take either run; on the same batches the losses are the same. Its batches are padded: of instruction rows, a
+third to a half of the tokens are filler. It runs in one process. In bf16 it keeps fp32 weights and computes in bf16
+(autocast). Its checkpoints are those of transformers: the weights in safetensors, the optimizer in a ``torch.save``
+file that transformers reads without running code (``weights_only``).
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import math
+import os
+import re
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors import SafetensorError
+from transformers import TrainerCallback
+
+from selfinstruct.durable import write_text
+from selfinstruct.errors import DamagedFile, EnvironmentFault, MissingPackage, OutputError, UsageError
+from selfinstruct.student import adapters, batches, manifest, result, watchers
+from selfinstruct.student.finetune import LOCK_FILE, LOG_FILE, Outcome, Say, already, signals_noted, trim_log
+from selfinstruct.student.lock import held
+from selfinstruct.student.meter import Meter, Progress, matmul_rate
+from selfinstruct.student.parallel import Group
+from selfinstruct.student.prepare import Prepared, prepare, quieten
+from selfinstruct.student.recipes import Recipe, Runtime
+from selfinstruct.student.trainee import Trainee
+
+if TYPE_CHECKING:
+    from selfinstruct.student.trl_trainer import OrderedTrainer
+
+_CHECKPOINT = re.compile(r"checkpoint-(\d+)")
+_STATE = "trainer_state.json"  # written last: a checkpoint without it was cut off
+
+
+def finetune(
+    data: str,
+    model: str,
+    run: Path,
+    recipe: Recipe,
+    runtime: Runtime,
+    *,
+    say: Say = lambda _line: None,
+    on_progress: Callable[[Progress], None] = lambda _progress: None,
+) -> Outcome:
+    """As ``finetune.finetune``, by TRL. Raises what that raises, and MissingPackage without trl."""
+    quieten()
+    require()
+    adapters.require(recipe.method)
+    watchers.require(runtime)
+    suited = _suited(runtime)
+    say(f"reading and tokenising {data} ...")
+    prepared = prepare(data, model, recipe, suited, Group(), run)
+    try:
+        with held(run, run / LOCK_FILE):
+            manifest.freeze(run, _manifest(prepared))
+            done = result.finished(run)
+            if done is not None:
+                return already(run, done, prepared)
+            return _Run(run, prepared, runtime, say, on_progress).work()
+    except torch.cuda.OutOfMemoryError as error:
+        raise EnvironmentFault(
+            f"the GPU's memory does not suffice for TRL ({str(error).split('. ')[0]})",
+            hint="give --tokens-per-micro-batch N, --checkpoint-layers 1, or --backend native, which needs less. "
+            "The last checkpoint is untouched, the same command goes on from it",
+        ) from error
+
+
+def require() -> None:
+    """MissingPackage without trl, before anything slow begins."""
+    if importlib.util.find_spec("trl") is None:
+        raise MissingPackage("--backend trl needs trl", hint="pip install 'selfinstruct[trl]'")
+
+
+def _suited(runtime: Runtime) -> Runtime:
+    """The runtime with what TRL does by itself filled in; UsageError for what it cannot do."""
+    processes, gpus = int(os.environ.get("WORLD_SIZE", "1")), torch.cuda.device_count()
+    if processes > 1:
+        raise UsageError(f"--backend trl runs in one process, not in {processes}", hint="use --backend native")
+    if runtime.device != "cpu" and gpus > 1:
+        raise UsageError(f"--backend trl runs on one GPU, and sees {gpus}", hint="export CUDA_VISIBLE_DEVICES=0")
+    for flag, value, known in (
+        ("--attention", runtime.attention, "sdpa"), ("--adam-state", runtime.adam_state, "fp32"),
+    ):  # fmt: skip
+        if value not in ("auto", known):
+            raise UsageError(f"--backend trl has no {flag} {value}", hint=f"leave {flag} out, or use --backend native")
+    return replace(runtime, attention="sdpa", adam_state="fp32")
+
+
+def _manifest(prepared: Prepared) -> dict[str, Any]:
+    """The manifest of such a run: the native backend does not go on with it, nor this one with a native run."""
+    import trl
+
+    found = prepared.manifest()
+    found["numerics"]["backend"] = "trl"
+    found["versions"]["trl"] = str(trl.__version__)
+    return found
+
+
+class _Run(TrainerCallback):
+    """A run in motion: TRL calls it back after every step."""
+
+    def __init__(
+        self, folder: Path, prepared: Prepared, runtime: Runtime, say: Say, on_progress: Callable[[Progress], None]
+    ) -> None:
+        from selfinstruct.student.trl_trainer import model_for, trainer_for
+
+        self.folder, self.prepared, self.runtime = folder, prepared, runtime
+        self.say, self.on_progress = say, on_progress
+        self.losses: list[float] = []
+        self.evaluations: list[tuple[int, float]] = []
+        self.tokens, self.speed = 0, 0.0
+        self.last = prepared.steps
+        self.stop_signal = 0
+        self.began = False
+        self.each_epoch = batches.steps_per_epoch(len(prepared.train), prepared.recipe.batch)
+        say("loading the model ...")
+        model, self.handle = model_for(prepared)
+        self.trainer: OrderedTrainer
+        self.trainer, self.order = trainer_for(prepared, model if self.handle is None else self.handle, folder, self)
+        flops = (6.0 if self.handle is None else 4.0) * prepared.shape.parameters
+        self.meter = Meter(flops, matmul_rate(prepared.device))
+        self.watchers = watchers.watchers(folder, runtime)
+        self._announce()
+
+    def work(self) -> Outcome:
+        """All remaining steps."""
+        found = newest(self.folder)
+        start = 0 if found is None else _step_of(found)
+        trim_log(self.folder / LOG_FILE, start if start else -1, Group())
+        self.tokens = sum(self._tokens_in(step) for step in range(start))
+        if found is not None:
+            self.say(f"going on after step {start} of {self.prepared.steps}")
+        if self.runtime.max_steps:
+            self.last = min(self.last, start + self.runtime.max_steps)
+        with signals_noted(self._note):
+            self._train(found)
+        reached = self.trainer.state.global_step
+        if reached < self.prepared.steps:
+            return self._outcome("signal" if self.stop_signal else "limit", reached, None)
+        return self._finish()
+
+    def _train(self, resumed: Path | None) -> None:
+        try:
+            self.trainer.train(resume_from_checkpoint=None if resumed is None else str(resumed))
+        except Exception as error:
+            said = " ".join(str(error).split())[:200]
+            if resumed is not None and not self.began:
+                raise DamagedFile(f"{resumed}: cannot be read ({said})", hint=f"remove it: rm -r {resumed}") from error
+            if isinstance(error, OSError | SafetensorError):
+                raise OutputError(f"{self.folder}: cannot be written ({said})", hint="free disk space") from error
+            raise
+
+    def _note(self, number: int) -> None:
+        self.stop_signal = number
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """The checkpoint, if any, is loaded; the clock starts."""
+        self.began = True
+        if state.global_step == 0:
+            self._evaluate(0)  # what the training starts from
+        self.meter.start()
+
+    def on_epoch_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Say which epoch's order the next rows come from."""
+        self.order.epoch = state.global_step // self.each_epoch
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Decide about a checkpoint and about going on; the log, and so ``on_log``, comes in between."""
+        done = state.global_step
+        ends = done >= self.last or bool(self.stop_signal)
+        control.should_training_stop = control.should_training_stop or ends
+        control.should_save = done < self.prepared.steps and (ends or self._due(done, self.runtime.save_every))
+
+    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Say so."""
+        self.say(f"step {state.global_step}: checkpoint")
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
+        """Account for a step."""
+        if not logs or "loss" not in logs:
+            return  # TRL's summary at the end
+        done = state.global_step
+        self._report(done, float(logs["loss"]), float(logs["grad_norm"]), float(logs["learning_rate"]))
+        if self._due(done, self.runtime.eval_every):
+            self._evaluate(done)
+
+    def _due(self, done: int, every: int) -> bool:
+        return done % (every or self.each_epoch) == 0 or done == self.prepared.steps
+
+    def _tokens_in(self, step: int) -> int:
+        train, recipe = self.prepared.train, self.prepared.recipe
+        return int(train.lengths[batches.step_rows(len(train), recipe.batch, recipe.seed, step)].sum())
+
+    def _report(self, done: int, loss: float, norm: float, lr: float) -> None:
+        """Log and show a step; a stop when the loss is no number any more."""
+        if not math.isfinite(loss) or not math.isfinite(norm):
+            raise UsageError(
+                f"step {done}: the loss is {loss}, its gradient's norm {norm}: training has diverged",
+                hint="lower --lr, or lengthen the warmup (--set warmup=0.1); the last checkpoint is untouched",
+            )
+        tokens = self._tokens_in(done - 1)
+        self.losses.append(loss)
+        self.tokens += tokens
+        self.speed = self.meter.finished(tokens)
+        mfu = self.meter.mfu(self.speed)
+        self._write({"step": done, "loss": loss, "lr": lr, "grad_norm": norm, "tokens": self.tokens,
+                     "tokens_per_second": round(self.speed, 1), "mfu": mfu})  # fmt: skip
+        left = self.meter.seconds_a_step() * (self.prepared.steps - done)
+        self.on_progress(
+            Progress(done, self.prepared.steps, done / self.each_epoch, loss, lr, norm, self.tokens, self.speed, mfu,
+                     left)
+        )  # fmt: skip
+
+    def _evaluate(self, done: int) -> None:
+        from selfinstruct.student.trl_trainer import validation_loss
+
+        if self.prepared.validation is None:
+            return
+        loss = validation_loss(self.trainer, self.prepared.validation)
+        self.evaluations.append((done, loss))
+        self.say(f"step {done}: validation loss {loss:.4f}")
+        self._write({"step": done, "eval_loss": loss})
+
+    def _write(self, numbers: dict[str, Any]) -> None:
+        with (self.folder / LOG_FILE).open("a", encoding="utf-8") as stream:
+            stream.write(json.dumps(numbers) + "\n")
+        for watcher in self.watchers:
+            watcher(numbers)
+
+    def _finish(self) -> Outcome:
+        self.say("writing the model ...")
+        model: Any = self.trainer.model
+        if self.handle is None:
+            model.to(self.prepared.dtype)
+            model.config.dtype = self.prepared.dtype
+        folder = result.save_model(
+            self.folder, Trainee(model), self.handle, tokenizer=self.prepared.tokenizer,
+            template=self.prepared.template, group=Group(), sharded=False,
+        )  # fmt: skip
+        outcome = self._outcome("done", self.prepared.steps, folder)
+        write_text(self.folder / result.RESULT_FILE, json.dumps({
+            "steps": outcome.steps, "loss": self.losses[-1] if self.losses else None,
+            "evaluations": self.evaluations, "tokens": self.tokens, "tokens_per_second": self.speed,
+            "mfu": outcome.mfu, "peak_bytes": outcome.peak, "folder": folder.name if folder else None,
+        }) + "\n")  # fmt: skip
+        for old in self.folder.glob("checkpoint-*"):
+            shutil.rmtree(old, ignore_errors=True)
+        return outcome
+
+    def _outcome(self, end: str, step: int, folder: Path | None) -> Outcome:
+        cuda = self.prepared.device.type == "cuda"
+        return Outcome(
+            end, step, self.prepared.steps, tuple(self.losses), tuple(self.evaluations), self.speed,
+            self.meter.mfu(self.speed), torch.cuda.max_memory_allocated(self.prepared.device) if cuda else 0, folder,
+            self.stop_signal,
+        )  # fmt: skip
+
+    def _announce(self) -> None:
+        """What runs, before it does."""
+        train, recipe, args = self.prepared.train, self.prepared.recipe, self.trainer.args
+        self.say(
+            f"{len(train)} rows, {int(train.starts[-1])} tokens, {int(train.labels.sum())} labels; "
+            f"{train.truncated} rows cut at {recipe.max_length} tokens, {train.dropped} left out"
+        )
+        self.say(
+            f"TRL, {self.prepared.steps} steps of {recipe.batch} rows in padded micro-batches of "
+            f"{args.per_device_train_batch_size}, template {self.prepared.template.name}, method {recipe.method}, "
+            f"on {self.prepared.device} in {str(self.prepared.dtype).removeprefix('torch.')}"
+        )
+
+
+def newest(run: Path) -> Path | None:
+    """The newest whole checkpoint of a run, None without one."""
+    found = [path for path in run.glob("checkpoint-*") if _CHECKPOINT.fullmatch(path.name) and (path / _STATE).exists()]
+    return max(found, key=_step_of, default=None)
+
+
+def _step_of(checkpoint: Path) -> int:
+    return int(checkpoint.name.rpartition("-")[2])
