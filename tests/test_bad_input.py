@@ -145,19 +145,24 @@ def test_a_slip_in_the_name_of_a_variable_is_told(run: Any) -> None:
     assert "shots: 4" in said.stdout
 
 
-@pytest.mark.parametrize("seconds", [0.1, 0.2, 0.3, 0.4, 0.6, 0.9])
+@pytest.mark.parametrize("seconds", [0.01, 0.05, 0.1, 0.2, 0.3, 0.5, 0.8])
 @pytest.mark.parametrize("times", [1, 2])
 def test_ctrl_c_at_any_time_is_told_in_words(
     times: int, seconds: float, command: list[str], environment: dict[str, str], teacher: Start, tmp_path: Path
 ) -> None:
     server = teacher(lambda body, n: Reply(delay=0.2, text="nothing"))
+    start = [*command[:-1], f"print('here', flush=True); {command[-1]}"]  # before that it is not our program yet
     arguments = ["generate", str(tmp_path / "out"), "--teacher", "x", "--base-url", server.url]
-    child = subprocess.Popen([*command, *arguments], env=environment, stderr=subprocess.PIPE, text=True)
+    child = subprocess.Popen(
+        [*start, *arguments], env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert child.stdout is not None
+    child.stdout.readline()
     for pause in (seconds, 0.02)[:times]:
         time.sleep(pause)
         child.send_signal(signal.SIGINT)
     said = child.communicate(timeout=30)[1]
-    assert child.returncode == 130
+    assert child.returncode == 130, said
     assert "Traceback" not in said
     assert said.splitlines()[-1] == "interrupted" or said.splitlines()[-1].startswith("resume with: "), said
 

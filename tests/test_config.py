@@ -88,7 +88,7 @@ def test_a_file_that_is_no_list_of_settings_is_refused_soon_with_its_line(name: 
     started = time.monotonic()
     with pytest.raises(UsageError, match=re.escape(f"c.yaml:{line}: ")) as caught:
         load(tmp_path, text)
-    assert time.monotonic() - started < 1
+    assert time.monotonic() - started < 2
     assert len(str(caught.value)) < 3000
 
 

@@ -67,12 +67,14 @@ class Endpoints:
         self._endpoints = [_Endpoint(backend) for backend in backends]
         self._news = asyncio.Event()  # replaced whenever it is set: a broadcast to all that wait
         self._halted = False
+        self._failed_at: dict[int, set[_Endpoint]] = {}  # where each request met a fault
         self.name = backends[0].name
         self.max_in_flight = sum(backend.max_in_flight for backend in backends)
 
     async def complete(self, prompt: Prompt) -> Completion:
         """Ask one endpoint once. Raises what it raises, and Stopped when halted before the request was sent."""
-        endpoint = await self._turn()
+        failed_at = self._failed_at.setdefault(prompt.request_no, set())
+        endpoint = await self._turn(failed_at)
         probe = endpoint.resting
         endpoint.probing = endpoint.probing or probe
         endpoint.in_flight += 1
@@ -81,6 +83,7 @@ class Endpoints:
             completion = await endpoint.backend.complete(prompt)
         except TransientFault as error:
             self._note(endpoint, error, probe=probe)
+            failed_at.add(endpoint)
             raise
         except SelfInstructError as error:
             endpoint.faults = 0  # a refusal is a sign of life
@@ -94,6 +97,7 @@ class Endpoints:
             if probe:
                 endpoint.probing = False
                 self._announce()
+        self._failed_at.pop(prompt.request_no, None)
         endpoint.served, endpoint.refusals = True, 0
         if endpoint.resting:
             endpoint.pace.forget()
@@ -137,13 +141,18 @@ class Endpoints:
         self._news.set()
         self._news = asyncio.Event()
 
-    async def _turn(self) -> _Endpoint:
-        """Wait for a free endpoint and for a start time there."""
+    async def _turn(self, failed_at: set[_Endpoint]) -> _Endpoint:
+        """Wait for a free endpoint and for a start time there; one where this request failed is the second choice."""
         while True:
             if self._halted:
                 raise Stopped("no more requests are sent")
             now = time.monotonic()
-            endpoint = min(self._endpoints, key=lambda endpoint: (max(now, endpoint.opens_at()), endpoint.in_flight))
+            if len(failed_at) == len(self._endpoints):
+                failed_at.clear()
+            endpoint = min(
+                self._endpoints,
+                key=lambda one: (max(now, one.opens_at()), one in failed_at, one.in_flight),
+            )
             start = endpoint.opens_at() if endpoint.resting else endpoint.pace.reserve()
             if start <= time.monotonic():
                 return endpoint

@@ -133,13 +133,14 @@ class HttpBackend:
 
     async def _post(self, body: dict[str, Any]) -> dict[str, Any]:
         """One POST; the decoded JSON object, or an error of ours. This is the border: nothing else gets out."""
+        start = time.monotonic()
         try:
             async with asyncio.timeout(self._timeout):
                 response = await self._client.post(_PATHS[self._api], body=body, cast_to=httpx2.Response)
         except openai.APIStatusError as error:
             raise fault_of_status(self.host, error.response, self._model, self._quote) from None
         except (TimeoutError, openai.APITimeoutError):
-            raise TransientFault(f"{self.host}: no answer within {self._timeout:g} s") from None
+            raise TransientFault(f"{self.host}: no answer within {time.monotonic() - start:.3g} s") from None
         except SelfInstructError:
             raise
         except openai.APIConnectionError as error:

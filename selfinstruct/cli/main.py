@@ -40,6 +40,7 @@ def _interrupted() -> None:
 
 
 def _close_down() -> None:
-    """From here on Ctrl-C ends what still hangs, without a traceback, and does not change how the command ended."""
-    signal.signal(signal.SIGINT, lambda *_: os._exit(130))
-    atexit.register(signal.signal, signal.SIGINT, signal.SIG_IGN)  # all threads are over by then
+    """From here on a signal ends what still hangs, without a traceback, and does not change how the command ended."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda number, _: os._exit(128 + number))
+        atexit.register(signal.signal, number, signal.SIG_IGN)  # all threads are over by then

@@ -14,7 +14,7 @@ from selfinstruct.cli.console import say
 if TYPE_CHECKING:
     from selfinstruct.config import RunConfig
 
-_OTHER_VARIABLES = {"SELFINSTRUCT_MODELS", "SELFINSTRUCT_SERVE_TOKEN"}  # of other commands
+_PREFIX, _OTHER_VARIABLES = "SELFINSTRUCT_", {"MODELS", "SERVE_TOKEN"}  # the others are of other commands
 
 Out = Annotated[Path, typer.Argument(metavar="OUT", help="Folder of the dataset, for example outputs/alpaca.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as one JSON object.")]
@@ -98,11 +98,12 @@ def _tell_of_unknown_variables(environment: dict[str, str]) -> None:
 
     from selfinstruct.config import RunConfig
 
-    known = {f"SELFINSTRUCT_{name.upper()}" for name in RunConfig.model_fields} | _OTHER_VARIABLES
+    known = {name.upper() for name in RunConfig.model_fields} | _OTHER_VARIABLES
     for name in sorted(environment):
-        if name.startswith("SELFINSTRUCT_") and name not in known:
-            near = difflib.get_close_matches(name, known, n=1)
-            say(f"warning: the variable {name[:80]} is ignored{f'; did you mean {near[0]}?' if near else ''}")
+        rest = name.removeprefix(_PREFIX)
+        if rest not in known and rest != name:
+            near = difflib.get_close_matches(rest, known, n=1)
+            say(f"warning: the variable {name[:80]} is ignored{f'; did you mean {_PREFIX}{near[0]}?' if near else ''}")
 
 
 def _asks_openai(given: dict[str, Any], file: Path | None, environment: dict[str, str]) -> bool:

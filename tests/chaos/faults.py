@@ -424,6 +424,77 @@ def signals_while_waiting() -> Checked:
     return "signals while working, paused, backing off or in an outage", 2 * len(situations), bad
 
 
+def several_endpoints() -> Checked:
+    """One of two endpoints dies, hangs, limits, refuses or talks nonsense in the middle; nothing is lost."""
+    ills = {
+        "cut": Reply(close=True),
+        "hangs": Reply(delay=600.0),
+        "limits": _wait("2"),
+        "401": Reply(status=401),
+        "500": Reply(status=500),
+        "HTML": Reply(body=b"<html>down</html>"),
+        "refuses every prompt": Reply(status=400),
+    }
+    bad = []
+    with tempfile.TemporaryDirectory() as folder, Teacher(by_prompt(2)) as calm:
+        generate(calm, Path(folder) / "calm", rows=200)
+        wanted = parquet_bytes(Path(folder) / "calm")
+        for name, reply in ills.items():
+            good = by_prompt(2)
+
+            def answer(body: dict[str, Any], number: int, *, good: Answer = good, reply: Reply = reply) -> str | Reply:
+                return reply if number >= 20 else good(body, number)
+
+            out = Path(folder) / name.replace(" ", "-")
+            with Teacher(answer) as ill, Teacher(by_prompt(2)) as well:
+                urls = f"{ill.url},{well.url}"
+                asked = ["generate", out, "--teacher", "mock", "--base-url", urls, "--num", 200, "--concurrency", 16]
+                ended = command(*asked, "--timeout", 3)
+            same = parquet_bytes(out) == wanted
+            if ended.code or (not same and name != "refuses every prompt"):
+                bad.append(f"{name}: exit {ended.code}, same data: {same}, {ended.stderr[-200:]!r}")
+    return "one of two endpoints fails in any way: the run goes on", len(ills), bad
+
+
+def prompts_never_answered() -> Checked:
+    """Nothing is given up in silence: told, counted, exit 4, asked again on resume, and then the fault-free data."""
+    ills = {"500": Reply(status=500), "empty": Reply(text=""), "cut": Reply(close=True), "429": Reply(status=429)}
+    bad = []
+    with tempfile.TemporaryDirectory() as folder, Teacher(by_prompt(2)) as calm:
+        generate(calm, Path(folder) / "calm", rows=300)
+        wanted = parquet_bytes(Path(folder) / "calm")
+        for name, reply in ills.items():
+            good, poison, ill = by_prompt(2), set(), [True]
+
+            def answer(
+                body: dict[str, Any], number: int, *, good: Answer = good, poison: set[str] = poison,
+                ill: list[bool] = ill, reply: Reply = reply,
+            ) -> str | Reply:  # fmt: skip
+                if number in (7, 30):
+                    poison.add(_key(body))
+                return reply if ill[0] and _key(body) in poison else good(body, number)
+
+            out = Path(folder) / name
+            with Teacher(answer, delay=0.03) as server:
+                ended = generate(server, out, rows=300)
+                told = json.loads(command("status", out, "--json").stdout)
+                ill[0] = False
+                again = command("resume", out)
+            newest = {
+                path.partition("/")[2]: content for path, content in parquet_bytes(out).items() if path[:2] == "v2"
+            }
+            if (
+                ended.code != 4
+                or told["given_up"] != 2
+                or told["rows"] != 300
+                or "given up for now" not in ended.stderr
+            ):
+                bad.append(f"{name}: exit {ended.code}, {told['given_up']} given up, {ended.stderr[-200:]!r}")
+            if again.code or newest != {path.partition("/")[2]: content for path, content in wanted.items()}:
+                bad.append(f"{name}: resume exit {again.code}, other data")
+    return "a prompt never answered is given up aloud, and asked again on resume", len(ills), bad
+
+
 SHORT: list[Callable[[], Checked]] = [
     lambda: transient_faults(["429 seconds", "200 deep", "connection cut", "hang", "gzip bomb", "500 HTML"]),
     fatal_answers,
@@ -440,6 +511,8 @@ FULL: list[Callable[[], Checked]] = [
     lambda: outage(60.0, ("503", "cut")),
     rate_limit,
     hangs,
+    several_endpoints,
+    prompts_never_answered,
     signals_while_waiting,
 ]
 
