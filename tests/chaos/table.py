@@ -49,6 +49,7 @@ def main(arguments: list[str]) -> int:
             for line in ([row.note] if row.note else []) + row.violations[:5]:
                 print(f"    {line}", flush=True)
             broken += len(row.violations)
+    world.remove_shim()
     print("every promise held" if not broken else f"{broken} violations")
     return int(broken > 0)
 

@@ -29,6 +29,7 @@ from tasks import by_prompt
 from teacher import Teacher, prompt_of
 
 SHIM = "CHAOS_SHIM"
+_SOFT = (signal.SIGINT, signal.SIGTERM)
 Before = Callable[[], None]
 
 
@@ -58,9 +59,12 @@ class Command:
     def __init__(self, arguments: Sequence[object], *, before: Before | None = None) -> None:
         self._folder = Path(tempfile.mkdtemp(prefix="chaos-said-"))
         self.started = time.monotonic()
+        # A signal that comes before the child is a command would end this program's work in the child, rubble and all.
+        signal.pthread_sigmask(signal.SIG_BLOCK, _SOFT)
         self.pid = os.fork()
         if self.pid == 0:
             self._become([str(argument) for argument in arguments], before)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _SOFT)
         self._ended: Ended | None = None
 
     def _become(self, arguments: list[str], before: Before | None) -> None:
@@ -68,6 +72,7 @@ class Command:
         try:
             os.setsid()
             signal.signal(signal.SIGINT, signal.default_int_handler)
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, _SOFT)
             for name, number in (("out", 1), ("err", 2)):
                 descriptor = os.open(self._folder / name, os.O_WRONLY | os.O_CREAT, 0o600)
                 os.dup2(descriptor, number)
@@ -216,6 +221,12 @@ def parquet(out: Path) -> dict[str, bytes]:
 def shim() -> Any:
     """The loaded shim, None without one (no C compiler)."""
     return ctypes.CDLL(os.environ[SHIM]) if SHIM in os.environ else None
+
+
+def remove_shim() -> None:
+    """Take the shim's file away; what has loaded it keeps it."""
+    if SHIM in os.environ:
+        shutil.rmtree(Path(os.environ[SHIM]).parent, ignore_errors=True)
 
 
 def with_shim(program: list[str]) -> None:
