@@ -120,7 +120,7 @@ def test_export_refuses_what_it_would_get_wrong(folder: Path, tmp_path: Path) ->
 def test_an_export_makes_the_folder_of_its_file(folder: Path, tmp_path: Path) -> None:
     assert export(str(folder), tmp_path / "new" / "out.gguf").is_file()
     (folder / "model.safetensors").write_bytes(b"cut off")
-    with pytest.raises(ModelFileError, match="weights cannot be read"):
+    with pytest.raises(ModelFileError, match="is missing or damaged"):
         export(str(folder), tmp_path / "other.gguf")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["new", "tiny"]
 
@@ -141,6 +141,46 @@ def test_pickles_are_refused_by_name(folder: Path) -> None:
     (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
     with pytest.raises(ModelFileError, match="pickles"):
         load(str(folder))
+
+
+@pytest.mark.parametrize("named", ["evil.bin", "../outside.safetensors", "/etc/hostname", "missing.safetensors"])
+def test_an_index_names_safetensors_of_its_own_folder_only(named: str, folder: Path) -> None:
+    whole = folder / "model.safetensors"
+    (folder.parent / "outside.safetensors").write_bytes(whole.read_bytes())
+    whole.rename(folder / "decoy.safetensors")
+    (folder / "evil.bin").write_bytes(b"\x80\x04.")
+    index = {"metadata": {}, "weight_map": {"lm_head.weight": named}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(ModelFileError, match=r"names|missing"):
+        load(str(folder))
+
+
+def test_a_pickled_adapter_is_refused_whatever_lies_beside_it(folder: Path, tmp_path: Path) -> None:
+    adapter = tmp_path / "adapter"
+    adapter.mkdir()
+    (adapter / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": str(folder)}))
+    (adapter / "adapter_model.bin").write_bytes(b"\x80\x04.")
+    (adapter / "decoy.safetensors").write_bytes((folder / "model.safetensors").read_bytes())
+    with pytest.raises(ModelFileError, match="pickles"):
+        locate(str(adapter))
+
+
+def test_an_adapter_on_an_adapter_is_refused(folder: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    (run / "adapter").mkdir(parents=True)
+    (run / "adapter" / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": str(run)}))
+    (run / "adapter" / "adapter_model.safetensors").write_bytes((folder / "model.safetensors").read_bytes())
+    with pytest.raises(ModelFileError, match="is itself an adapter"):
+        locate(str(run))
+
+
+@pytest.mark.parametrize(
+    "content", ["[]", "[" * 100_000, '{"model_type": "llama", "hidden_size": "x"}', "{", "null"], ids=len
+)
+def test_a_configuration_that_makes_no_sense_is_told_in_a_line(content: str, folder: Path) -> None:
+    (folder / "config.json").write_text(content)
+    with pytest.raises(ModelFileError):
+        load_config(locate(str(folder)))
 
 
 def test_a_models_own_code_is_never_run(folder: Path, tmp_path: Path) -> None:

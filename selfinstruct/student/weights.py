@@ -7,14 +7,12 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
-import json
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from selfinstruct.errors import MissingPackage, ModelFileError, UsageError
-from selfinstruct.student import quantised
+from selfinstruct.student import model_folder, quantised
 from selfinstruct.student.prompt import TEMPLATE_FILE, Template, load_template, named_template
 
 if TYPE_CHECKING:
@@ -22,7 +20,6 @@ if TYPE_CHECKING:
 
 DTYPES = ("auto", "bf16", "fp16", "fp32")
 _END_BYTES = 1 << 20
-_PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,29 +95,28 @@ def locate(name: str) -> Source:
 def _folder(path: Path, name: str) -> Source:
     adapter = path / "adapter_config.json"
     if adapter.exists():
-        _refuse_pickles(path)
-        base = str(_json(adapter).get("base_model_name_or_path") or "")
+        model_folder.require_weights(path, "adapter_model")
+        base = str(model_folder.read_json(adapter).get("base_model_name_or_path") or "")
         if not base:
             raise ModelFileError(f"{adapter}: does not name its base model", hint="write base_model_name_or_path")
-        return Source(name, locate(base).base, path)
+        return Source(name, _base_of(adapter, base), path)
     if (path / "run.json").exists():
         raise ModelFileError(f"{path}: this run has not ended yet", hint="go on with it: the same finetune command")
     if not (path / "config.json").exists():
         raise ModelFileError(f"{path}: holds no model (no config.json)", hint="give the folder of the model itself")
-    _refuse_pickles(path)
+    model_folder.read_json(path / "config.json")
+    model_folder.require_weights(path, "model")
     return Source(name, str(path))
 
 
-def _refuse_pickles(path: Path) -> None:
-    if any(path.glob("*.safetensors")):
-        return
-    found = sorted(file.name for pattern in _PICKLES for file in path.glob(pattern))
-    if found:
-        raise ModelFileError(
-            f"{path}: its weights are pickles ({found[0]}), which can run code while they are read",
-            hint="get the .safetensors of the model, or convert it yourself if you trust its maker",
-        )
-    raise ModelFileError(f"{path}: holds no .safetensors files", hint="copy the weights there")
+def _base_of(adapter: Path, base: str) -> str:
+    """Where the base model of an adapter lies; another adapter is none."""
+    inside = Path(base)
+    if not (inside / "adapter_config.json").exists() and not (inside / "adapter").is_dir():
+        return locate(base).base
+    raise ModelFileError(
+        f"{adapter}: its base {base!r} is itself an adapter", hint="merge that one first: selfinstruct merge RUN -o DIR"
+    )
 
 
 def load_tokenizer(source: Source) -> Any:
@@ -131,7 +127,7 @@ def load_tokenizer(source: Source) -> Any:
     where, options = (str(own), {}) if own else _address(source)
     try:
         found = AutoTokenizer.from_pretrained(where, trust_remote_code=False, **options)
-    except (OSError, ValueError, KeyError, ImportError) as error:
+    except _refusals() as error:
         hint = "the model's folder needs tokenizer.json and tokenizer_config.json"
         raise _unreadable(f"{source.name}: its tokenizer cannot be read", error, hint) from error
     found.padding_side = "left"
@@ -203,7 +199,7 @@ def read_model(source: Source, dtype: torch.dtype, place: torch.device, **option
         )
     except torch.OutOfMemoryError:
         raise
-    except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
+    except _refusals() as error:
         hint = "give a folder with config.json and .safetensors files, a .gguf file, or a name on the Hub"
         raise _unreadable(f"{source.name} cannot be loaded", error, hint) from error
     if source.gguf:
@@ -218,7 +214,7 @@ def load_config(source: Source) -> Any:
     where, options = _address(source)
     try:
         return AutoConfig.from_pretrained(where, trust_remote_code=False, **options)
-    except (OSError, ValueError, KeyError, ImportError) as error:
+    except _refusals() as error:
         raise _unreadable(f"{source.name}: its configuration cannot be read", error, "") from error
 
 
@@ -266,14 +262,12 @@ def _forget_gguf(model: Any) -> None:
     model.quantization_method = None
 
 
-def _json(path: Path) -> Mapping[str, Any]:
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ModelFileError(f"{path}: cannot be read ({_short(error)})") from error
-    if not isinstance(found, dict):
-        raise ModelFileError(f"{path}: is not what it should be")
-    return found
+def _refusals() -> tuple[type[Exception], ...]:
+    """What transformers raises, by no system, for a folder whose files do not say what they should."""
+    from huggingface_hub.errors import StrictDataclassError
+
+    kinds = (OSError, ValueError, KeyError, ImportError, TypeError, AttributeError, RuntimeError, RecursionError)
+    return (*kinds, StrictDataclassError)
 
 
 def _unreadable(what: str, error: Exception, hint: str) -> ModelFileError:

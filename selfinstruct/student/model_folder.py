@@ -1,0 +1,73 @@
+"""What stands in a model's folder, looked at before any library reads it: safetensors in that folder, and plain JSON.
+
+A pickle can run code while it is read, whatever other files lie beside it, and an index can name any file there is.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from selfinstruct.errors import ModelFileError
+
+_MOST_JSON_BYTES = 32 << 20  # the index of a model with hundreds of shards has a few
+_SHARD = re.compile(r"[\w.+-]+\.safetensors")
+_PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
+
+
+def require_weights(folder: Path, name: str) -> None:
+    """Raise ModelFileError unless the weights ``name`` ("model", "adapter_model") are whole safetensors files."""
+    whole, index = folder / f"{name}.safetensors", folder / f"{name}.safetensors.index.json"
+    if whole.exists():
+        _require_whole(whole)
+    elif index.exists():
+        shards = read_json(index).get("weight_map")
+        if not isinstance(shards, dict) or not shards:
+            raise ModelFileError(f"{index}: names no files of weights", hint="copy the model again")
+        for shard in sorted({str(shard) for shard in shards.values()}):
+            if not _SHARD.fullmatch(shard):
+                raise ModelFileError(
+                    f"{index}: names {shard[:80]!r}, and only .safetensors files of the same folder are read",
+                    hint="get the .safetensors of the model",
+                )
+            _require_whole(folder / shard)
+    else:
+        _refuse(folder, name)
+
+
+def read_json(path: Path) -> Mapping[str, Any]:
+    """The JSON object in a file of a model. Raises ModelFileError."""
+    try:
+        if path.stat().st_size > _MOST_JSON_BYTES:
+            raise ModelFileError(f"{path}: is too large for what it should be")
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except RecursionError:
+        raise ModelFileError(f"{path}: cannot be read (nested too deeply)") from None
+    except (OSError, ValueError) as error:
+        raise ModelFileError(f"{path}: cannot be read ({' '.join(str(error).split())[:300]})") from error
+    if not isinstance(found, dict):
+        raise ModelFileError(f"{path}: is not what it should be (no JSON object)")
+    return found
+
+
+def _require_whole(path: Path) -> None:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="np"):  # reads the header, and compares it with the file's size
+            pass
+    except (OSError, SafetensorError) as error:
+        raise ModelFileError(f"{path}: is missing or damaged ({error})", hint="copy the model again") from error
+
+
+def _refuse(folder: Path, name: str) -> None:
+    found = sorted(file.name for pattern in _PICKLES for file in folder.glob(pattern))
+    if found:
+        raise ModelFileError(
+            f"{folder}: its weights are pickles ({found[0]}), which can run code while they are read",
+            hint="get the .safetensors of the model, or convert it yourself if you trust its maker",
+        )
+    raise ModelFileError(f"{folder}: holds no {name}.safetensors", hint="copy the weights there")
