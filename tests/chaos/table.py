@@ -20,7 +20,7 @@ CHECKS: dict[str, Check] = {
     "kills": lambda folder, short: kills.check(folder, 18 if short else 300),
     "crash": lambda folder, short: crash_points.check(folder, every=40 if short else 1),
     "disk": lambda folder, short: disk.check(folder, every=60 if short else 1),
-    "damage": lambda folder, short: damage.check(folder, flips=4 if short else 40),
+    "damage": lambda folder, short: damage.check(folder, flips=2 if short else 40),
     "beside": lambda folder, short: beside.check(folder, times=1 if short else 10),
 }
 
