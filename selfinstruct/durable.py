@@ -39,7 +39,7 @@ def replacing(path: Path, temporary: Path) -> Iterator[IO[bytes]]:
             yield stream
             flush(stream)
         temporary.replace(path)
-    except BaseException:
+    except BaseException:  # Ctrl-C included: nothing half written stays
         temporary.unlink(missing_ok=True)
         raise
     sync(path.parent)
