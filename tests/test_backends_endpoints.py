@@ -194,6 +194,7 @@ def test_a_prompt_that_meets_nothing_but_faults_is_given_up_while_others_are_ans
     assert len(place.started) == 8
 
 
+@pytest.mark.slow
 def test_a_fault_in_every_second_attempt_gives_nothing_up() -> None:
     rng = random.Random(3)
     place = Place(lambda n: UnusableAnswer("empty") if rng.random() < 0.4 else 0.001)

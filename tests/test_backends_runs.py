@@ -97,6 +97,7 @@ def test_one_of_two_endpoints_that_refuses_the_key_stops_nothing(run: Any, teach
     assert len(refuses.requests) <= 4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("concurrency", [8, 64])
 def test_refusals_that_come_before_the_first_answers_stop_nothing(
     concurrency: int, run: Any, teacher: Start, tmp_path: Path
