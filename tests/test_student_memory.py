@@ -35,6 +35,23 @@ def test_full_training_takes_exact_moments_where_they_fit_and_says_why_not() -> 
     assert choose(LLAMA_7B, "full", CARDS[48], step_tokens=18000, longest=512) is None
 
 
+def test_weights_are_split_over_gpus_only_when_memory_asks_for_it() -> None:
+    roomy = choose(LLAMA_7B, "full", CARDS[141], step_tokens=9000, longest=512, world=2)
+    tight = choose(LLAMA_7B, "full", CARDS[24], step_tokens=2250, longest=512, world=8)
+    asked = choose(LLAMA_7B, "full", CARDS[141], step_tokens=9000, longest=512, world=2, scheme="weights")
+    assert roomy is not None
+    assert tight is not None
+    assert asked is not None
+    assert [plan.scheme for plan in (roomy, tight, asked)] == ["states", "weights", "weights"]
+    assert [plan.adam_state for plan in (roomy, tight, asked)] == ["fp32"] * 3
+    assert "weights whole on each GPU" in roomy.reason
+    assert "in parts on the GPUs" in tight.reason
+    # Two H200, a step in one micro-batch a GPU: seen with whole weights 82.5 GiB, with split ones 77.1 GiB.
+    for scheme, seen in (("states", 82.5), ("weights", 77.1)):
+        plan = predict(LLAMA_7B, "full", tokens=9792, world=2, scheme=scheme, accumulates=False)
+        assert plan.allocated / 2**30 == pytest.approx(seen, rel=0.03)
+
+
 def test_layers_are_recomputed_only_when_memory_asks_for_it() -> None:
     roomy = choose(LLAMA_7B, "lora", CARDS[80], step_tokens=18000, longest=512)
     tight = choose(LLAMA_7B, "lora", CARDS[24], step_tokens=18000, longest=512)

@@ -13,7 +13,7 @@ pytest.importorskip("transformers", reason="the student needs the train extra")
 from student_tiny import tiny_model
 
 from selfinstruct.student import adapters, attention
-from selfinstruct.student.optimizer import AdamSettings, SplitAdamW, global_norm
+from selfinstruct.student.optimizer import AdamSettings, SplitAdamW
 from selfinstruct.student.recipes import Recipe
 from selfinstruct.student.rounding import join_halves, narrow, noise, split_halves, widen
 from selfinstruct.student.tokens import from_rows
@@ -111,8 +111,9 @@ def test_gradients_of_adapters_add_up_in_32_bits(tmp_path: Path) -> None:
 
 
 def test_clipping_goes_by_the_global_norm() -> None:
-    gradients = [torch.full((3,), 2.0), torch.full((4,), -1.0).bfloat16()]
-    assert global_norm(gradients).item() == pytest.approx(4.0)
+    two = {"a": torch.nn.Parameter(torch.zeros(3)), "b": torch.nn.Parameter(torch.zeros(4).bfloat16())}
+    two["a"].grad, two["b"].grad = torch.full((3,), 2.0), torch.full((4,), -1.0).bfloat16()
+    assert SplitAdamW(iter(two.items()), AdamSettings()).squares().sqrt().item() == pytest.approx(4.0)
     parameter = torch.nn.Parameter(torch.zeros(4))
     adam = SplitAdamW(iter([("w", parameter)]), AdamSettings(max_norm=1.0))
     parameter.grad = torch.full((4,), 5.0)

@@ -25,9 +25,9 @@ from dataclasses import replace
 from pathlib import Path
 from selfinstruct.student.finetune import finetune
 from selfinstruct.student.recipes import Recipe, Runtime
-rows, model, run, method, stop = sys.argv[1:6]
+rows, model, run, method, shard, stop = sys.argv[1:7]
 recipe = Recipe("test", batch=8, lr=3e-3, epochs=1, max_length=256, warmup=2, method=method, lora_rank=4, hold_out=4)
-outcome = finetune(rows, model, Path(run), recipe, Runtime(device="cpu", tokens=1024, max_steps=int(stop)))
+outcome = finetune(rows, model, Path(run), recipe, Runtime(device="cpu", tokens=256, shard=shard, max_steps=int(stop)))
 print(json.dumps({"end": outcome.end, "losses": outcome.losses, "evaluations": outcome.evaluations}))
 """
 
@@ -35,7 +35,7 @@ print(json.dumps({"end": outcome.end, "losses": outcome.losses, "evaluations": o
 def start(world: int, *arguments: str, stop: Path | None = None) -> list[dict[str, object]]:
     """Run the program in ``world`` processes; what each printed last.
 
-    ``stop``: a log; when it has lines, the last process, and no other one, gets SIGTERM.
+    ``stop``: a log; when it has a step's line, the last process, and no other one, gets SIGTERM.
     """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -50,7 +50,7 @@ def start(world: int, *arguments: str, stop: Path | None = None) -> list[dict[st
         for r in range(world)
     ]  # fmt: skip
     try:
-        while stop is not None and processes[-1].poll() is None and not (stop.exists() and stop.stat().st_size):
+        while stop is not None and processes[-1].poll() is None and not (stop.exists() and '"lr"' in stop.read_text()):
             time.sleep(0.01)
         if stop is not None:
             processes[-1].terminate()
@@ -62,14 +62,18 @@ def start(world: int, *arguments: str, stop: Path | None = None) -> list[dict[st
     return [json.loads(out.splitlines()[-1]) for out, _ in ended]
 
 
-@pytest.mark.parametrize("method", ["full", "lora"])
-def test_two_processes_give_the_losses_of_one(tmp_path: Path, method: str) -> None:
+@pytest.mark.parametrize(
+    ("method", "shard", "world"),
+    [("full", "states", 2), ("full", "weights", 2), ("full", "states", 3), ("lora", "auto", 2)],
+)
+def test_several_processes_give_the_losses_of_one(tmp_path: Path, method: str, shard: str, world: int) -> None:
     rows = write_rows(tmp_path / "rows.jsonl", 36)
     model = tiny_model(tmp_path / "model", tie_word_embeddings=method == "full")
-    alone = start(1, str(rows), str(model), str(tmp_path / "one"), method, "0")[0]
-    first = start(2, str(rows), str(model), str(tmp_path / "two"), method, "2")
-    second = start(2, str(rows), str(model), str(tmp_path / "two"), method, "0")
-    assert [f["end"] for f in first] == ["limit", "limit"]
+    alone = start(1, str(rows), str(model), str(tmp_path / "one"), method, "auto", "0")[0]
+    first = start(world, str(rows), str(model), str(tmp_path / "two"), method, shard, "2")
+    # A run goes on with the parts that it began with, whatever memory would allow now.
+    second = start(world, str(rows), str(model), str(tmp_path / "two"), method, "auto", "0")
+    assert [f["end"] for f in first] == ["limit"] * world
     both = [*first[0]["losses"], *second[0]["losses"]]  # type: ignore[misc]
     assert both == pytest.approx(alone["losses"], rel=1e-5)
     assert second[0]["losses"] == second[1]["losses"]
@@ -84,8 +88,8 @@ def test_two_processes_give_the_losses_of_one(tmp_path: Path, method: str) -> No
 
 
 def test_a_signal_to_one_process_ends_all_with_nothing_lost(tmp_path: Path) -> None:
-    rows, model, run = write_rows(tmp_path / "rows.jsonl", 800), tiny_model(tmp_path / "model"), tmp_path / "run"
-    arguments = [str(rows), str(model), str(run), "full", "0"]
+    rows, model, run = write_rows(tmp_path / "rows.jsonl", 4000), tiny_model(tmp_path / "model"), tmp_path / "run"
+    arguments = [str(rows), str(model), str(run), "full", "auto", "0"]
     ended = start(2, *arguments, stop=run / "log.jsonl")
     assert [one["end"] for one in ended] == ["signal", "signal"]
     assert ended[0]["losses"] == ended[1]["losses"]

@@ -80,6 +80,9 @@ def finetune(
     eval_every: Annotated[int, typer.Option(help="Steps between validation losses; 0: each epoch.", min=0)] = 0,
     max_steps: Annotated[int, typer.Option(help="Stop after so many steps of this command; resumable.", min=0)] = 0,
     compile_: Annotated[bool, typer.Option("--compile/--no-compile", help="Compile the layers on a GPU.")] = True,
+    shard: Annotated[
+        str, typer.Option(help="Over several GPUs: auto (by memory), states (of Adam; faster), weights (too; smaller).")
+    ] = "auto",
     tensorboard: Annotated[bool, typer.Option("--tensorboard", help="Write TensorBoard's files into RUN.")] = False,
     wandb: Annotated[bool, typer.Option("--wandb", help="Send the figures to Weights & Biases.")] = False,
     backend: Annotated[str, typer.Option(help="native, or trl (TRL's SFTTrainer, if it is installed).")] = "native",
@@ -105,8 +108,8 @@ def finetune(
         if not (data and model and run):
             raise UsageError("finetune needs DATASET, --model and -o RUN", hint="selfinstruct finetune --help")
         runtime = recipes.Runtime(
-            dtype, device, attention, adam_state, tokens_per_micro_batch, checkpoint_layers, compile_, save_every,
-            eval_every, max_steps, tensorboard, wandb,
+            dtype, device, attention, adam_state, tokens_per_micro_batch, checkpoint_layers, compile_, shard,
+            save_every, eval_every, max_steps, tensorboard, wandb,
         )  # fmt: skip
         _train(data, model, run, chosen, runtime, backend, as_json=json)
 

@@ -33,10 +33,10 @@ def build(prepared: Prepared, runtime: Runtime, group: Group) -> tuple[Trainer, 
         model, checkpointed=plan.checkpointed_layers,
         compiled=runtime.compile and cuda and prepared.kernel.compiles and recipe.method != "qlora",
     )  # fmt: skip
-    if group.world > 1 and recipe.method == "full":
-        parallel.shard(trainee, keep_gathered=False)
+    share = parallel.share(trainee, group, recipe.method, plan.scheme)
     settings = AdamSettings(weight_decay=recipe.weight_decay, max_norm=recipe.max_norm, state=plan.adam_state)
-    optimizer = SplitAdamW(trainee.named_trained(), settings, compiled=runtime.compile and cuda)
+    named = share.in_order(trainee.named_trained())
+    optimizer = SplitAdamW(named, settings, share=share, compiled=runtime.compile and cuda)
     trainer = Trainer(
         trainee, optimizer, prepared.train, recipe,
         steps=prepared.steps, budget=plan.tokens, group=group, device=prepared.device,

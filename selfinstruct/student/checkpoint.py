@@ -20,7 +20,7 @@ from safetensors.torch import save_file
 
 from selfinstruct.durable import publish, write_text
 from selfinstruct.errors import DamagedFile, OutputError
-from selfinstruct.student.optimizer import SplitAdamW, local
+from selfinstruct.student.optimizer import SplitAdamW
 from selfinstruct.student.parallel import Group
 
 _NAME = re.compile(r"checkpoint-(\d{8})")
@@ -67,7 +67,8 @@ def _save(run: Path, target: Path, position: Position, optimizer: SplitAdamW, gr
     _write_tensors(work, optimizer, group)
     group.wait()
     if group.leads:
-        state = {"step": position.step, "tokens": position.tokens, "updates": optimizer.steps, "world": group.world}
+        state = {"step": position.step, "tokens": position.tokens, "updates": optimizer.steps, "world": group.world,
+                 "shard": optimizer.share.name}  # fmt: skip
         write_text(work / "state.json", json.dumps(state) + "\n")
         publish(work, target)
         for older in _all(run):
@@ -88,11 +89,21 @@ def newest(run: Path) -> Path | None:
     return found[-1] if found else None
 
 
+def scheme(run: Path) -> str:
+    """Which parts the processes of a run's newest checkpoint wrote, a scheme's name; "" without one."""
+    found = newest(run)
+    try:
+        return str(json.loads((found / "state.json").read_text(encoding="utf-8")).get("shard", "")) if found else ""
+    except (OSError, ValueError, AttributeError):
+        return ""  # ``restore`` says what is wrong with it
+
+
 def restore(folder: Path, optimizer: SplitAdamW, group: Group) -> Position:
     """Load a checkpoint into the optimizer and its parameters, and set the random states; where to go on."""
     try:
         state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
         position, updates, world = Position(int(state["step"]), int(state["tokens"])), state["updates"], state["world"]
+        parts = state.get("shard", optimizer.share.name)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DamagedFile(f"{folder}: cannot be read ({error})", hint=f"remove it: rm -r {folder}") from error
     if world != group.world:
@@ -100,6 +111,8 @@ def restore(folder: Path, optimizer: SplitAdamW, group: Group) -> Position:
             f"{folder}: was written by {world} processes, and this run has {group.world}",
             hint=f"resume with {world}: torchrun --nproc-per-node {world} ...",
         )
+    if parts != optimizer.share.name:
+        raise OutputError(f"{folder}: was written with --shard {parts}", hint=f"resume with --shard {parts}")
     wanted = dict(_tensors(optimizer))
     seen = set()
     for file in sorted(folder.glob(f"rank{group.rank:03d}-*.safetensors")):
@@ -114,6 +127,10 @@ def restore(folder: Path, optimizer: SplitAdamW, group: Group) -> Position:
     if missing:
         raise DamagedFile(f"{folder}: lacks {len(missing)} tensors ({min(missing)} ...)", hint=f"remove {folder}")
     optimizer.steps = int(updates)
+    for parameter in optimizer.parameters.values():
+        optimizer.share.updated(parameter)  # parts of it came from this file, the others from their processes
+    optimizer.share.all_updated()
+    optimizer.share.settle()
     return position
 
 
@@ -134,7 +151,7 @@ def _put(wanted: dict[str, torch.Tensor], name: str, stored: torch.Tensor, file:
 def _tensors(optimizer: SplitAdamW) -> Iterator[tuple[str, torch.Tensor]]:
     """All that a run has learnt: trained weights and optimizer state, this process's part."""
     for name, parameter in optimizer.parameters.items():
-        yield f"weight/{name}", local(parameter)
+        yield f"weight/{name}", optimizer.share.weight(parameter)
     for name, tensor in optimizer.state_tensors().items():
         yield f"state/{name}", tensor
 

@@ -164,9 +164,11 @@ class _Run:
         """Whether any process was told to stop: all must leave the loop at the same step."""
         if self.group.world == 1:
             return bool(self.stop_signal)
-        flag = torch.tensor(float(self.stop_signal), device=self.prepared.device)
-        self.stop_signal = int(self.group.sum(flag).item()) and (self.stop_signal or signal.SIGTERM)
-        return bool(self.stop_signal)
+        told = self.group.sum(torch.tensor(float(self.stop_signal), device=self.prepared.device)).item()
+        # Only ever set here: a signal that came while the others were asked is for the next step to tell.
+        if told and not self.stop_signal:
+            self.stop_signal = signal.SIGTERM
+        return bool(told)
 
     def _due(self, done: int, every: int) -> bool:
         """Whether something that happens every so many steps (0: at the end of each epoch) is due."""
@@ -186,6 +188,7 @@ class _Run:
         return position.step
 
     def _save(self, done: int) -> None:
+        self.trainer.share.settle()
         checkpoint.save(self.folder, Position(done, self.tokens), self.trainer.optimizer, self.group, say=self.say)
 
     def _report(self, finished: StepResult) -> None:
@@ -228,9 +231,10 @@ class _Run:
 
     def _finish(self) -> Outcome:
         self.say("writing the model ...")
+        self.trainer.share.settle()
         folder = result.save_model(
             self.folder, self.trainer.trainee, self.handle, tokenizer=self.prepared.tokenizer,
-            template=self.prepared.template, group=self.group, sharded=self.trainer.sharded,
+            template=self.prepared.template, group=self.group, sharded=self.trainer.share.splits_weights,
         )  # fmt: skip
         outcome = self._outcome("done", self.prepared.steps, folder)
         if self.group.leads:

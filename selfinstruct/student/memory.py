@@ -23,6 +23,12 @@ _MARGIN = 0.03
 # An uncompiled layer keeps 188 KB a token of a 7B where a compiled one keeps 131 KB (two peaks each on an H200).
 _UNCOMPILED = 1.43
 STATE_BYTES = {"fp32": 8.0, "bf16": 4.0, "8bit": 2.03125}
+# What each of several processes holds a part of: Adam's states and the masters, or the weights and gradients too.
+SCHEMES = ("states", "weights")
+_SPLIT = {
+    "states": "; weights whole on each GPU, masters and Adam moments in parts",
+    "weights": "; weights, masters and Adam moments in parts on the GPUs: slower, but whole weights would not fit",
+}
 _NF4 = 0.5 + 1 / 64 + 4 / 64 / 256  # bytes a parameter: 4 bits, an 8-bit scale per 64, an fp32 scale per 256 scales
 
 
@@ -82,13 +88,17 @@ LLAMA_7B = Shape(32, 4096, 11008, 32, 32, 128, 32000)
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """One way to run, and what it is predicted to take at its peak (bytes by part, for each GPU)."""
+    """One way to run, and what it is predicted to take at its peak (bytes by part, for each GPU).
+
+    ``scheme`` is one of ``SCHEMES``, and means nothing to a single process.
+    """
 
     method: str
     adam_state: str
     tokens: int
     checkpointed_layers: int
     parts: Mapping[str, int]
+    scheme: str = "states"
     reason: str = ""
 
     @property
@@ -133,11 +143,14 @@ def predict(
     rank: int = 16,
     targets: tuple[str, ...] = ("all-linear",),
     world: int = 1,
+    scheme: str = "states",
+    accumulates: bool = True,
     bytes_per_number: int = 2,
 ) -> Plan:
-    """Bytes at the peak of a step with micro-batches of ``tokens`` tokens; weights and states split over ``world``.
+    """Bytes at the peak of a step with micro-batches of ``tokens`` tokens, on each of ``world`` processes.
 
-    The peak is at the start of the second backward pass of a step: all gradients are there already.
+    The peak is at the start of the second backward pass of a step: all gradients are there already. A step of one
+    micro-batch (not ``accumulates``) frees activations as its gradients grow.
     """
     adapters = shape.lora_parameters(rank, targets)
     trained = shape.parameters if method == "full" else adapters
@@ -153,19 +166,21 @@ def predict(
             activations += 3 * shape.width * shape.feed_forward  # one dequantised map, and its transpose for a while
     chunk = min(4096, tokens)
     master = 0 if wide else 2
+    splits_weights = world > 1 and scheme == "weights"
+    gradients = (bytes_per_number if method == "full" else 4) * trained // (world if splits_weights else 1)
     parts = {
-        "weights": _weights(shape, method, bytes_per_number) // world,
+        "weights": _weights(shape, method, bytes_per_number) // (world if splits_weights else 1),
         "adapters": 0 if method == "full" else bytes_per_number * adapters,
         "master (low halves)": master * trained // world,
         "Adam moments": int((8.0 if wide else STATE_BYTES[adam_state]) * trained) // world,
-        "gradients": (bytes_per_number if method == "full" else 4) * trained // world,
+        "gradients": gradients if accumulates else max(0, gradients - int(activations)),
         "activations": int(activations),
         "loss": int(chunk * shape.vocabulary * 10 + 2 * tokens * shape.width * bytes_per_number),
         "context": CONTEXT,
     }
-    if world > 1 and method == "full":
+    if splits_weights:
         parts["gathered weights"] = int(3 * shape.parameters / shape.layers * bytes_per_number)
-    return Plan(method, adam_state, tokens, checkpointed_layers, parts)
+    return Plan(method, adam_state, tokens, checkpointed_layers, parts, scheme)
 
 
 def _weights(shape: Shape, method: str, bytes_per_number: int) -> int:
@@ -185,12 +200,15 @@ def choose(
     adam_state: str = "auto",
     tokens: int = 0,
     checkpointed_layers: int = -1,
+    scheme: str = "auto",
+    world: int = 1,
     **options: Any,
 ) -> Plan | None:
     """The fastest way that fits ``memory`` bytes, with its reason; None when nothing fits.
 
-    In this order: exact moments before small ones, no checkpointing before some, and micro-batches no smaller
-    than is good for the matrix products (4,096 tokens; below that a layer's recomputation is the lesser evil).
+    In this order: exact moments before small ones, no checkpointing before some, whole weights on each of several
+    GPUs before parts, and micro-batches no smaller than is good for the matrix products (4,096 tokens; below that a
+    layer's recomputation is the lesser evil).
     ``step_tokens`` are the tokens of a large step on this GPU, ``longest`` the longest row.
     """
     usable = int(memory * (1 - _MARGIN))
@@ -199,13 +217,18 @@ def choose(
     good = [size for size in sizes if size >= min(4096, sizes[0])]
     depths = [checkpointed_layers] if checkpointed_layers >= 0 else [0]
     every = range(1, shape.layers + 1) if checkpointed_layers < 0 else ()
-    tries = [(state, size, depth) for state in states for size in good for depth in depths]
-    tries += [(state, size, depth) for state in states for depth in every for size in good]
-    tries += [(states[-1], size, depth) for size in sizes for depth in [*depths, *every][-1:]]
-    for state, size, depth in tries:
-        plan = predict(shape, method, tokens=size, adam_state=state, checkpointed_layers=depth, **options)
+    ways = (scheme,) if scheme != "auto" else SCHEMES[: 2 if world > 1 and method == "full" else 1]
+    tries = [(state, way, size, depth) for state in states for way in ways for size in good for depth in depths]
+    tries += [(state, way, size, depth) for state in states for way in ways for depth in every for size in good]
+    tries += [(states[-1], way, size, depth) for way in ways for size in sizes for depth in [*depths, *every][-1:]]
+    for state, way, size, depth in tries:
+        plan = predict(
+            shape, method, tokens=size, adam_state=state, checkpointed_layers=depth, world=world, scheme=way,
+            accumulates=size < step_tokens, **options,
+        )  # fmt: skip
         if plan.total <= usable:
-            return replace(plan, reason=_reason(plan, usable, states[0], sizes[0], tokens))
+            said = _reason(plan, usable, states[0], sizes[0], tokens)
+            return replace(plan, reason=said + (_SPLIT[way] if world > 1 and method == "full" else ""))
     return None
 
 

@@ -18,6 +18,7 @@ bf16   both in bfloat16, rounded stochastically                                 
 from __future__ import annotations
 
 import functools
+import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -26,11 +27,16 @@ from typing import Any
 import torch
 
 from selfinstruct.student.rounding import join_halves, narrow, noise, split_halves, widen
+from selfinstruct.student.sharing import Alone
 
 STATES = ("fp32", "bf16", "8bit")
 BLOCK = 256
 # Elements updated at once where nothing is compiled: bounds the temporaries (12 of fp32) at 200 MB.
 _PIECE = 1 << 22
+# Parameters below this size are updated together, up to so many elements: hundreds of adapters cost hundreds of times
+# the launch of a kernel, and more of the host's time than a small model's step has.
+_SMALL = 1 << 20
+_TOGETHER = 1 << 24
 # sqrt(v) of a block is kept down to 2**-24 of its largest, in steps of 2**(24/254); code 0 is an exact zero.
 _OCTAVES = 24.0
 
@@ -141,21 +147,35 @@ def _compiled(kind: str) -> Any:
     return torch.compile(_STEPS[kind], dynamic=True)
 
 
+@dataclass(frozen=True, slots=True)
+class _Run:
+    """Parameters that are updated together, and their state in one piece."""
+
+    names: list[str]
+    kind: str
+    state: dict[str, torch.Tensor]
+
+
 class SplitAdamW:
-    """AdamW over named parameters, bfloat16 (with exact masters) or fp32. Sharded parameters are updated locally.
+    """AdamW over named parameters, bfloat16 (with exact masters) or fp32; of each, the part that is this process's.
 
     State tensors live on the parameters' devices and are made at once, so that memory that will not suffice shows
     before the first step. ``state_tensors`` gives them for a checkpoint; nothing else has to be kept but ``steps``.
     """
 
     def __init__(
-        self, parameters: Iterator[tuple[str, torch.nn.Parameter]], settings: AdamSettings, *, compiled: bool = False
-    ) -> None:
+        self, parameters: Iterator[tuple[str, torch.nn.Parameter]], settings: AdamSettings, *,
+        share: Alone | None = None, compiled: bool = False,
+    ) -> None:  # fmt: skip
         self.settings = settings
+        self.share = share or Alone()
         self.steps = 0
         self.parameters = {name: parameter for name, parameter in parameters if parameter.requires_grad}
-        self._kinds = {name: self._kind(local(p)) for name, p in self.parameters.items()}
-        self._state = {name: _new_state(local(p), self._kinds[name]) for name, p in self.parameters.items()}
+        weights = {name: self.share.weight(p) for name, p in self.parameters.items()}
+        self._kinds = {name: self._kind(weight) for name, weight in weights.items()}
+        self._state: dict[str, dict[str, torch.Tensor]] = {}
+        self._runs = [self._new_run(names, weights) for names in self._small_together(weights)]
+        self._device = next(iter(weights.values())).device if weights else torch.device("cpu")
         self._compiled = compiled
         self._functions: dict[str, Any] = {kind: _compiled(kind) if compiled else step for kind, step in _STEPS.items()}
 
@@ -170,6 +190,30 @@ class SplitAdamW:
         small = weight.numel() % BLOCK != 0 or weight.numel() < 16 * BLOCK
         return "fp32" if small else self.settings.state
 
+    def _small_together(self, weights: dict[str, torch.Tensor]) -> Iterator[list[str]]:
+        """Names in their order, in runs that are updated together: one large parameter, or small ones of a kind."""
+        run: list[str] = []
+        about: tuple[Any, ...] = ()
+        for name, weight in weights.items():
+            size = weight.numel()
+            own = (self._kinds[name], weight.dtype, weight.device)
+            joins = size < _SMALL and own == about and sum(weights[n].numel() for n in run) + size <= _TOGETHER
+            if run and not joins:
+                yield run
+                run = []
+            run.append(name)
+            about = own if size < _SMALL else ()
+        if run:
+            yield run
+
+    def _new_run(self, names: list[str], weights: dict[str, torch.Tensor]) -> _Run:
+        """The state of a run, in one piece, and of its parameters, as slices of it."""
+        kind, sizes = self._kinds[names[0]], [weights[name].numel() for name in names]
+        state = _new_state(sum(sizes), weights[names[0]].device, kind)
+        for name, end, size in zip(names, itertools.accumulate(sizes), sizes, strict=True):
+            self._state[name] = {slot: _piece(t, end - size, end, sum(sizes)) for slot, t in state.items()}
+        return _Run(names, kind, state)
+
     def state_tensors(self) -> dict[str, torch.Tensor]:
         """All state by ``parameter/slot``; the tensors themselves, to be saved from or loaded into."""
         return {f"{name}/{slot}": t for name, slots in self._state.items() for slot, t in slots.items()}
@@ -180,16 +224,33 @@ class SplitAdamW:
             parameter.grad = None
 
     @torch.no_grad()
+    def squares(self) -> torch.Tensor:
+        """The sum of the squares of the gradient, 0-d in fp32; of this process's part."""
+        parts = [self.share.gradient(p) for p in self.parameters.values() if p.grad is not None]
+        norms = [torch.linalg.vector_norm(part, dtype=torch.float32) for part in parts if part.numel()]
+        return torch.stack(norms).square().sum() if norms else torch.zeros((), device=self._device)
+
+    @torch.no_grad()
     def step(self, lr: float, grad_norm: torch.Tensor) -> None:
         """Update all parameters; ``grad_norm`` is the global norm (0-d, fp32) that clipping goes by."""
         self.steps += 1
-        with_grad = [(name, p) for name, p in self.parameters.items() if p.grad is not None]
-        if not with_grad:
-            return
         numbers = self._numbers(lr, grad_norm)
-        for number, (name, parameter) in enumerate(with_grad):
+        for number, run in enumerate(self._runs):
+            learning = [name for name in run.names if self.parameters[name].grad is not None]
             seed = torch.full((), _seed(self.steps, number), dtype=torch.int32, device=numbers.device)
-            self._update(name, local(parameter), local(parameter.grad), numbers, seed)
+            weights = [self.share.weight(self.parameters[name]) for name in learning]
+            gradients = [self.share.gradient(self.parameters[name]) for name in learning]
+            if 1 < len(learning) == len(run.names):
+                joined = torch.cat([weight.view(-1) for weight in weights])
+                self._update(run.kind, joined, torch.cat([g.reshape(-1) for g in gradients]), run.state, numbers, seed)
+                for weight, new in zip(weights, joined.split([w.numel() for w in weights]), strict=True):
+                    weight.view(-1).copy_(new)
+            else:
+                for name, weight, gradient in zip(learning, weights, gradients, strict=True):
+                    self._update(run.kind, weight, gradient, self._state[name], numbers, seed)
+            for name in learning:
+                self.share.updated(self.parameters[name])
+        self.share.all_updated()
 
     def _numbers(self, lr: float, grad_norm: torch.Tensor) -> torch.Tensor:
         """(clip, lr, 1 - beta1, 1 - beta2, eps, decay, 1 - beta1**t, 1 - beta2**t), fp32, on the device.
@@ -205,9 +266,9 @@ class SplitAdamW:
         return torch.cat([clip.float().reshape(1), sent])
 
     def _update(
-        self, name: str, weight: torch.Tensor, grad: torch.Tensor, numbers: torch.Tensor, seed: torch.Tensor
-    ) -> None:
-        kind, state = self._kinds[name], self._state[name]
+        self, kind: str, weight: torch.Tensor, grad: torch.Tensor, state: dict[str, torch.Tensor],
+        numbers: torch.Tensor, seed: torch.Tensor,
+    ) -> None:  # fmt: skip
         tensors = [weight.view(torch.int16) if kind != "plain" else weight, *state.values()]
         tensors.insert(2 if kind != "plain" else 1, grad)
         size = weight.numel()
@@ -224,11 +285,11 @@ def _piece(tensor: torch.Tensor, start: int, end: int, size: int) -> torch.Tenso
     return tensor.reshape(-1)[start:end]
 
 
-def _new_state(weight: torch.Tensor, kind: str) -> dict[str, torch.Tensor]:
-    """The state of a parameter, in the order that its step function takes it."""
+def _new_state(size: int, device: torch.device, kind: str) -> dict[str, torch.Tensor]:
+    """The state of ``size`` elements, in the order that their step function takes it."""
 
     def zeros(dtype: torch.dtype, shape: Sequence[int] | None = None) -> torch.Tensor:
-        return torch.zeros(shape if shape is not None else (weight.numel(),), dtype=dtype, device=weight.device)
+        return torch.zeros(shape if shape is not None else (size,), dtype=dtype, device=device)
 
     if kind == "plain":
         return {"m": zeros(torch.float32), "v": zeros(torch.float32)}
@@ -237,7 +298,7 @@ def _new_state(weight: torch.Tensor, kind: str) -> dict[str, torch.Tensor]:
         return {**low, "m": zeros(torch.float32), "v": zeros(torch.float32)}
     if kind == "bf16":
         return {**low, "m": zeros(torch.int16), "v": zeros(torch.int16)}
-    scales = (weight.numel() // BLOCK, 1)
+    scales = (size // BLOCK, 1)
     return {
         **low,
         "ratio": zeros(torch.int8),
@@ -251,26 +312,6 @@ def _seed(step: int, number: int) -> int:
     """A seed in int32 for a parameter in a step."""
     mixed = (step * 0x9E3779B1 + number * 0x85EBCA77) & 0xFFFFFFFF
     return (mixed ^ (mixed >> 16)) & 0x7FFFFFFF
-
-
-def local(tensor: torch.Tensor | None) -> torch.Tensor:
-    """This process's part of a sharded tensor, or the tensor itself; contiguous."""
-    if tensor is None:
-        raise TypeError("a parameter without a gradient has no local part")
-    found: torch.Tensor = tensor.to_local() if hasattr(tensor, "to_local") else tensor
-    return found.detach()
-
-
-@torch.no_grad()
-def global_norm(gradients: Sequence[torch.Tensor], *, sharded: bool = False) -> torch.Tensor:
-    """The 2-norm of all gradients, 0-d in fp32; over all processes when they hold shards."""
-    parts = [torch.linalg.vector_norm(local(g), dtype=torch.float32) for g in gradients]
-    if not parts:
-        return torch.zeros(())
-    total = torch.stack(parts).square().sum()
-    if sharded:
-        torch.distributed.all_reduce(total)
-    return total.sqrt()
 
 
 def learning_rate(step: int, steps: int, peak: float, warmup: int, shape: str) -> float:

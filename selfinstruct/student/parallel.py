@@ -1,16 +1,15 @@
-"""Several processes, one a GPU: started by torchrun, sharded by FSDP2 for full fine-tuning, copies for adapters."""
+"""Several processes, one a GPU, as torchrun starts them."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any
 
 import torch
 import torch.distributed as dist
 
+from selfinstruct.student.sharing import Alone, Copies, States, Weights
 from selfinstruct.student.trainee import Trainee
 
 
@@ -56,25 +55,10 @@ def leave() -> None:
         dist.destroy_process_group()
 
 
-def shard(trainee: Trainee, *, keep_gathered: bool) -> None:
-    """Split every parameter over all processes (FSDP2): layer by layer, then what is left.
-
-    Weights stay in their dtype; the optimizer keeps the exact masters of its own shard. ``keep_gathered`` leaves the
-    weights whole between the passes: a copy of them for half of the communication.
-    """
-    from torch.distributed.fsdp import fully_shard
-
-    apply: Callable[..., Any] = fully_shard
-    for layer in trainee.layers():
-        apply(layer, reshard_after_forward=not keep_gathered)
-    apply(trainee, reshard_after_forward=False)
-
-
-def sum_gradients(trainee: Trainee, group: Group) -> None:
-    """Add the gradients of copies: for adapters, whose gradients are a few MB."""
+def share(trainee: Trainee, group: Group, method: str, scheme: str) -> Alone:
+    """How ``group`` shares the training of ``trainee``: adapters as copies, full training by ``scheme``."""
     if group.world == 1:
-        return
-    for _, parameter in trainee.named_trained():
-        if parameter.grad is None:
-            parameter.grad = torch.zeros_like(parameter, dtype=getattr(parameter, "grad_dtype", None))
-        dist.all_reduce(parameter.grad)
+        return Alone()
+    if method != "full":
+        return Copies()
+    return States(trainee, group.rank, group.world) if scheme == "states" else Weights(trainee, group.world)

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from selfinstruct.errors import EnvironmentFault, UsageError
-from selfinstruct.student import attention, batches, examples, manifest, memory, weights
+from selfinstruct.student import attention, batches, checkpoint, examples, manifest, memory, weights
 from selfinstruct.student.parallel import Group
 from selfinstruct.student.prompt import Template, named_template
 from selfinstruct.student.recipes import Recipe, Runtime
@@ -100,6 +100,8 @@ def place(runtime: Runtime, group: Group) -> tuple[torch.device, torch.dtype]:
         wanted = "cuda" if torch.cuda.is_available() else "cpu"
     if wanted == "cuda" and not torch.cuda.is_available():
         raise EnvironmentFault("--device cuda: torch sees no GPU here", hint="check nvidia-smi, or use --device cpu")
+    if runtime.shard not in ("auto", *memory.SCHEMES):
+        raise UsageError(f"no way to shard {runtime.shard!r}", hint=f"known: auto, {', '.join(memory.SCHEMES)}")
     device = torch.device(wanted, group.local_rank) if wanted == "cuda" else torch.device(wanted)
     if device.type == "cuda":
         torch.cuda.set_device(device)
@@ -121,6 +123,7 @@ def plan_for(
         "rank": recipe.lora_rank,
         "targets": recipe.lora_targets,
         "world": group.world if recipe.method == "full" else 1,
+        "scheme": runtime.shard,
         "bytes_per_number": 4 if dtype == torch.float32 else 2,
     }
     if device.type == "cpu":
@@ -128,8 +131,9 @@ def plan_for(
         depth = max(0, runtime.checkpointed_layers)
         tokens = max(runtime.tokens or _CPU_TOKENS, longest)
         plan = memory.predict(
-            shape, recipe.method, tokens=tokens, adam_state=state, checkpointed_layers=depth, **options
-        )
+            shape, recipe.method, tokens=tokens, adam_state=state, checkpointed_layers=depth,
+            **{**options, "scheme": memory.SCHEMES[0] if runtime.shard == "auto" else runtime.shard},
+        )  # fmt: skip
         return replace(plan, reason="on a CPU")
     order = batches.epoch_order(len(train), recipe.seed, 0)
     totals = np.add.reduceat(train.lengths[order], np.arange(0, len(order), recipe.batch))
@@ -161,7 +165,9 @@ def _split(source: examples.Source, recipe: Recipe) -> tuple[list[examples.Examp
 
 
 def _as_begun(run: Path, runtime: Runtime) -> Runtime:
-    """A resumed run keeps the moments' format that it began with, where "auto" would choose anew."""
+    """A resumed run keeps the moments' format and the parts that it began with, where "auto" would choose anew."""
+    if runtime.shard == "auto":
+        runtime = replace(runtime, shard=checkpoint.scheme(run) or "auto")
     if runtime.adam_state != "auto" or not (run / manifest.RUN_FILE).exists():
         return runtime
     numerics: Mapping[str, Any] = manifest.load(run).get("numerics") or {}

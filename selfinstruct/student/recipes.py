@@ -131,7 +131,8 @@ class Runtime:
 
     ``dtype`` is "auto", "bf16" or "fp32". ``adam_state`` "auto" or one of ``optimizer.STATES``; ``tokens`` the most
     tokens in a micro-batch, 0 for what memory allows; ``checkpointed_layers`` -1 for what memory asks for.
-    ``save_every`` and ``eval_every`` are in steps, 0 for each end of an epoch.
+    ``shard``, over several GPUs, is "auto", "states" (of Adam) or "weights" (too). ``save_every`` and ``eval_every``
+    are in steps, 0 for each end of an epoch.
     """
 
     dtype: str = "auto"
@@ -141,6 +142,7 @@ class Runtime:
     tokens: int = 0
     checkpointed_layers: int = -1
     compile: bool = True
+    shard: str = "auto"
     save_every: int = 0
     eval_every: int = 0
     max_steps: int = 0

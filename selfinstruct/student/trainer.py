@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from selfinstruct.student import batches, parallel
-from selfinstruct.student.optimizer import SplitAdamW, global_norm, learning_rate
+from selfinstruct.student import batches
+from selfinstruct.student.optimizer import SplitAdamW, learning_rate
 from selfinstruct.student.parallel import Group
 from selfinstruct.student.recipes import Recipe
 from selfinstruct.student.tokens import Tokens
@@ -64,7 +64,7 @@ class Trainer:
         self.budget = budget
         self.group = group or Group()
         self.device = torch.device(device)
-        self.sharded = self.group.world > 1 and recipe.method == "full"
+        self.share = optimizer.share
         self.longest = rounded_up(int(tokens.lengths.max()))
         self._order = functools.lru_cache(maxsize=2)(lambda epoch: batches.epoch_order(len(tokens), recipe.seed, epoch))
 
@@ -90,31 +90,29 @@ class Trainer:
         rows = self.rows_of(step)
         labels = int(self.tokens.labels[rows].sum())
         self.trainee.train()
-        loss = self.backward(rows, labels)
-        norm = self.gradient_norm()
+        loss = self.share.sum(self.backward(rows, labels))
+        norm = self.share.total(self.optimizer.squares()).sqrt()
         lr = learning_rate(step, self.steps, self.recipe.lr, self.recipe.warmup_steps(self.steps), self.recipe.schedule)
         self.optimizer.step(lr, norm)
         self.optimizer.zero_grad()
-        numbers, ready = _on_its_way(torch.stack([self.group.sum(loss), norm.to(loss.device)]))
+        numbers, ready = _on_its_way(torch.stack([loss, norm]))
         return StepResult(step, lr, int(self.tokens.lengths[rows].sum()), labels, numbers, ready)
 
     def backward(self, rows: list[int], labels: int) -> torch.Tensor:
         """Leave the step's gradient in the parameters; this process's share of the step's loss (0-d, fp32)."""
         total = torch.zeros((), device=self.device)
-        # FSDP averages over the processes where the step's loss wants a sum.
-        scale = self.group.world if self.sharded else 1
-        for batch in self.micro_batches(rows):
+        batch: batches.MicroBatch | None
+        coming = self.micro_batches(rows)
+        batch = next(coming)
+        while batch is not None:
+            following = next(coming, None)
+            self.share.backward_begins(last=following is None)
             loss = self.trainee(batch, max(1, labels))
-            (loss * scale).backward()
+            (loss * self.share.loss_scale).backward()
             total += loss.detach()
-        if not self.sharded:
-            parallel.sum_gradients(self.trainee, self.group)
+            batch = following
+        self.share.sum_gradients(self.optimizer.parameters.values())
         return total
-
-    def gradient_norm(self) -> torch.Tensor:
-        """The global 2-norm of the gradient (0-d, fp32)."""
-        gradients = [p.grad for p in self.optimizer.parameters.values() if p.grad is not None]
-        return global_norm(gradients, sharded=self.sharded)
 
     @torch.no_grad()
     def evaluate(self, tokens: Tokens) -> float:

@@ -60,6 +60,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=3, help="timed steps of 128 rows in a repeat")
     parser.add_argument("--tokens", type=int, default=0, help="tokens of a micro-batch [what memory allows]")
     parser.add_argument("--attention", default="auto")
+    parser.add_argument("--shard", default="auto", help="states, weights, over several processes [what memory allows]")
     parser.add_argument("--no-compile", action="store_true")
     parser.add_argument(
         "--activation-budget",
@@ -166,6 +167,7 @@ class Bench:
             "matmul_tflops": self.rate / 1e12, "world": self.group.world, "parts": {}, "checks": {},
         }  # fmt: skip
         self.assembled: dict[str, Any] = {}
+        self.shares: dict[str, Any] = {}  # how processes share the work, by method
         self.budgets: dict[str, int] = {}  # what a rehearsal found to fit
 
     def log(self, text: str) -> None:
@@ -217,8 +219,6 @@ class Bench:
         if method == "full" and "full" not in self.assembled:
             torch._functorch.config.activation_memory_budget = self.args.activation_budget
             self.assembled["full"] = assemble(self.model, compiled=compiled)
-            if self.group.world > 1:
-                parallel.shard(self.assembled["full"], keep_gathered=False)
         if method != "full" and method not in self.assembled:
             if method == "qlora":
                 four_bit(self.model)
@@ -239,14 +239,20 @@ class Bench:
             self.shape, method, free, step_tokens=max(totals) // self.group.world,
             longest=int(self.tokens.lengths.max()),
             adam_state=state, tokens=self.args.tokens, compiled=compiled and method != "qlora", world=self.group.world,
-            bytes_per_number=2 if self.cuda else 4,
+            scheme=self.args.shard, bytes_per_number=2 if self.cuda else 4,
         )  # fmt: skip
         if plan is None:
             raise RuntimeError(f"{part} does not fit {free / 1e9:.0f} GB")
         trainee = self.assembled[method]
         trainee.checkpoint_layers(plan.checkpointed_layers)
+        if method not in self.shares:
+            self.shares[method] = parallel.share(trainee, self.group, method, plan.scheme)
+        share = self.shares[method]
         settings = optimizer.AdamSettings(state=plan.adam_state)
-        adam = optimizer.SplitAdamW(trainee.named_trained(), settings, compiled=self.cuda and not self.args.no_compile)
+        adam = optimizer.SplitAdamW(
+            share.in_order(trainee.named_trained()), settings, share=share,
+            compiled=self.cuda and not self.args.no_compile,
+        )  # fmt: skip
         made = Trainer(
             trainee,
             adam,
@@ -277,12 +283,14 @@ class Bench:
         begun, tokens, results = time.perf_counter(), 0, []
         for step in range(1 + repeat * self.args.steps, 1 + (repeat + 1) * self.args.steps):
             results.append(trainer.step(step))
+        host = (time.perf_counter() - begun) / self.args.steps
         self.sync()
         seconds = time.perf_counter() - begun
         tokens = sum(r.tokens for r in results)
         losses = [round(r.read()[0], 4) for r in results]
         micro = max(1, -(-max(r.tokens for r in results) // (trainer.budget * self.group.world)))
-        self.note(part, tokens, seconds, predicted_gib=round(plan.total / 2**30, 1), micro_batches=micro, losses=losses)
+        self.note(part, tokens, seconds, predicted_gib=round(plan.total / 2**30, 1), micro_batches=micro,
+                  host_ms=round(host * 1e3), losses=losses)  # fmt: skip
 
     # baselines
 
@@ -464,14 +472,21 @@ class Bench:
             return
         self.clear()
         trainer, _ = self.trainer("full")
-        trainer.step(0).read()
+        for step in (0, 1):
+            trainer.step(step).read()
         with torch.profiler.profile(
             activities=[torch.profiler.ProfilerActivity.CUDA, torch.profiler.ProfilerActivity.CPU]
         ) as seen:
-            trainer.step(1).read()
+            begun = time.perf_counter()
+            for step in (2, 3):
+                result = trainer.step(step)
+            result.read()
             self.sync()
+            wall = time.perf_counter() - begun
+        self.figures["timeline_ms"] = timeline(seen, wall)
+        self.log(f"two steps, milliseconds: {self.figures['timeline_ms']}")
         self.log(
-            "profile of one step:\n"
+            "profile of two steps:\n"
             + seen.key_averages().table(sort_by="self_cuda_time_total", row_limit=25, max_name_column_width=70)
         )
         sums: dict[str, float] = {}
@@ -577,9 +592,32 @@ def seconds_of(work: Any, repeats: int = 20) -> float:
     return start.elapsed_time(end) / 1e3 / repeats
 
 
+def timeline(seen: Any, wall: float) -> dict[str, float]:
+    """Of a profile on one GPU, in milliseconds: the time with computing kernels, with exchanging ones, the exchange
+    that no computation hides, and the time with neither."""
+    spans: dict[bool, list[tuple[float, float]]] = {False: [], True: []}
+    for event in seen.events():
+        if event.device_type == torch.autograd.DeviceType.CUDA:
+            spans["nccl" in event.name.lower()].append((event.time_range.start, event.time_range.end))
+    both = covered(spans[False] + spans[True])
+    found = {"wall": wall * 1e6, "computing": covered(spans[False]), "exchanging": covered(spans[True]),
+             "exchange_not_hidden": both - covered(spans[False]), "idle": wall * 1e6 - both}  # fmt: skip
+    return {name: round(micros / 1e3, 1) for name, micros in found.items()}
+
+
+def covered(spans: list[tuple[float, float]]) -> float:
+    """The length of the union of intervals."""
+    total, until = 0.0, float("-inf")
+    for start, end in sorted(spans):
+        total += max(0.0, end - max(start, until))
+        until = max(until, end)
+    return total
+
+
 def kernel_kind(name: str) -> str:
     """What a kernel does, by its name."""
-    kinds = {"attention": ("flash", "fmha"), "product": ("nvjet", "gemm", "cutlass", "xmma", "cublas"),
+    kinds = {"exchange": ("nccl",), "attention": ("flash", "fmha"),
+             "product": ("nvjet", "gemm", "cutlass", "xmma", "cublas"),
              "compiled": ("triton",), "copy": ("memcpy", "memset"), "norm of gradients": ("norm", "reduce"),
              "elementwise": ("elementwise",)}  # fmt: skip
     low = name.lower()
