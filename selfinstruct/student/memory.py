@@ -145,12 +145,14 @@ def predict(
     world: int = 1,
     scheme: str = "states",
     accumulates: bool = True,
+    label_share: float = 1.0,
     bytes_per_number: int = 2,
 ) -> Plan:
     """Bytes at the peak of a step with micro-batches of ``tokens`` tokens, on each of ``world`` processes.
 
     The peak is at the start of the second backward pass of a step: all gradients are there already. A step of one
-    micro-batch (not ``accumulates``) frees activations as its gradients grow.
+    micro-batch (not ``accumulates``) frees activations as its gradients grow. ``label_share`` of the tokens have a
+    label: only they meet the head.
     """
     adapters = shape.lora_parameters(rank, targets)
     trained = shape.parameters if method == "full" else adapters
@@ -164,7 +166,8 @@ def predict(
         activations += tokens * shape.layers * 14 * rank * bytes_per_number
         if method == "qlora":
             activations += 3 * shape.width * shape.feed_forward  # one dequantised map, and its transpose for a while
-    chunk = min(4096, tokens)
+    labels = tokens * label_share
+    chunk = min(4096.0, labels)
     master = 0 if wide else 2
     splits_weights = world > 1 and scheme == "weights"
     gradients = (bytes_per_number if method == "full" else 4) * trained // (world if splits_weights else 1)
@@ -175,7 +178,7 @@ def predict(
         "Adam moments": int((8.0 if wide else STATE_BYTES[adam_state]) * trained) // world,
         "gradients": gradients if accumulates else max(0, gradients - int(activations)),
         "activations": int(activations),
-        "loss": int(chunk * shape.vocabulary * 10 + 2 * tokens * shape.width * bytes_per_number),
+        "loss": int(chunk * shape.vocabulary * 10 + (tokens + labels) * shape.width * bytes_per_number),
         "context": CONTEXT,
     }
     if splits_weights:

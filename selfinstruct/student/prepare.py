@@ -21,6 +21,8 @@ from selfinstruct.student.trainee import check_supported, located
 
 # On a CPU nothing is gained by larger ones.
 _CPU_TOKENS = 4096
+# How much denser in labels a micro-batch may be than the densest step: rows are dealt by length, not by labels.
+_UNEVEN = 1.15
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,13 +138,15 @@ def plan_for(
         )  # fmt: skip
         return replace(plan, reason="on a CPU")
     order = batches.epoch_order(len(train), recipe.seed, 0)
-    totals = np.add.reduceat(train.lengths[order], np.arange(0, len(order), recipe.batch))
+    begins = np.arange(0, len(order), recipe.batch)
+    totals = np.add.reduceat(train.lengths[order], begins)
+    share = float((np.add.reduceat(train.labels[order], begins) / totals).max())
     free = torch.cuda.mem_get_info(device)[0] + memory.BEGUN
     found = memory.choose(
         shape, recipe.method, free,
         step_tokens=-(-int(totals.max()) // group.world), longest=longest, adam_state=runtime.adam_state,
         tokens=max(runtime.tokens, longest) if runtime.tokens else 0,
-        checkpointed_layers=runtime.checkpointed_layers, **options,
+        checkpointed_layers=runtime.checkpointed_layers, label_share=min(1.0, _UNEVEN * share), **options,
     )  # fmt: skip
     if found is None:
         raise EnvironmentFault(
