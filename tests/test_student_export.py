@@ -17,6 +17,7 @@ gguf = pytest.importorskip("gguf", reason="export needs gguf")
 from student_tiny import spm_tokenizer, tiny_config, tiny_model, tiny_tokenizer  # noqa: E402
 
 from selfinstruct.errors import ModelFileError, OutputError, UsageError  # noqa: E402
+from selfinstruct.student.dialogue import encode_dialogue  # noqa: E402
 from selfinstruct.student.export_gguf import _interleave, _llama3_frequencies, export  # noqa: E402
 from selfinstruct.student.gguf_words import BYTE, CONTROL, NORMAL, UNKNOWN, UNUSED, read_words  # noqa: E402
 from selfinstruct.student.merge import merge  # noqa: E402
@@ -69,6 +70,36 @@ def test_a_merged_run_answers_as_base_with_adapter(folder: Path, adapter: Path, 
     assert load_template(out) == ALPACA_LORA
     assert load(str(adapter)).template == ALPACA_LORA
     assert not list(out.glob("adapter*"))
+
+
+@pytest.mark.parametrize("words", ["bytes", "sentencepiece"])
+def test_other_programs_get_the_template_of_the_training(words: str, folder: Path, tmp_path: Path) -> None:
+    """The chat template that is written says what our own dialogue says: transformers, llama.cpp and vLLM read it."""
+    tokenizer = spm_tokenizer(tmp_path / "words") if words == "sentencepiece" else tiny_tokenizer()
+    turns = [{"role": "user", "content": 'Say "a" {{ b }}\n\\n'}, {"role": "assistant", "content": "a"},
+             {"role": "user", "content": "And $before?"}]  # fmt: skip
+    for messages in (turns[:1], turns, [{"role": "system", "content": "Be brief."}, *turns]):
+        tokenizer.chat_template = ALPACA_LORA.jinja(tokenizer)
+        text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        assert text.endswith("And $before?\n\n### Response:\n" if len(messages) > 1 else "\n\n### Response:\n")
+        assert text.count("Be brief.\n\nSay") == (1 if len(messages) == 4 else 0)
+        ours = encode_dialogue(ALPACA_LORA, tokenizer, messages)
+        theirs = tokenizer(text, add_special_tokens=False)["input_ids"]
+        assert ours == theirs or len(messages) > 1
+        # SentencePiece puts a space before each text that it cuts by itself.
+        assert tokenizer.decode(ours).replace(" ", "") == tokenizer.decode(theirs).replace(" ", "")
+
+
+def test_an_exported_student_brings_its_own_chat_template(adapter: Path, tmp_path: Path) -> None:
+    tokenizer = tiny_tokenizer()
+    tokenizer.chat_template = "{{ 'the one of the base' }}"
+    tokenizer.save_pretrained(adapter / "adapter")
+    merged = merge(str(adapter), tmp_path / "merged")
+    wanted = ALPACA_LORA.jinja(tokenizer)
+    assert load(str(merged)).tokenizer.chat_template == wanted
+    field = gguf.GGUFReader(export(str(adapter), tmp_path / "student.gguf")).get_field("tokenizer.chat_template")
+    assert field is not None
+    assert field.contents() == wanted
 
 
 def test_merge_does_not_write_over_anything(folder: Path, tmp_path: Path) -> None:

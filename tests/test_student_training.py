@@ -18,11 +18,13 @@ from student_tiny import tiny_config, tiny_model, tiny_tokenizer, write_rows
 
 from selfinstruct.errors import EnvironmentFault, IdentityError, MissingPackage, UsageError
 from selfinstruct.student import adapters, attention, batches, checkpoint, finetune
-from selfinstruct.student.assembly import assemble
+from selfinstruct.student.assembly import announce, assemble
 from selfinstruct.student.examples import read
 from selfinstruct.student.finetune import Outcome
 from selfinstruct.student.loss import labelled_loss
 from selfinstruct.student.optimizer import AdamSettings, SplitAdamW, learning_rate
+from selfinstruct.student.parallel import Group
+from selfinstruct.student.prepare import prepare
 from selfinstruct.student.prompt import ALPACA, load_template
 from selfinstruct.student.recipes import Recipe, Runtime, recipe
 from selfinstruct.student.tokens import Tokens, tokenise
@@ -250,6 +252,22 @@ def test_missing_packages_are_named_before_anything_slow(monkeypatch: pytest.Mon
     with pytest.raises(MissingPackage, match="bitsandbytes") as caught:
         adapters.require("qlora")
     assert "pip install" in caught.value.hint
+
+
+def test_4_bit_training_on_a_cpu_is_refused_before_anything_is_loaded(rows: Path, model: Path, tmp_path: Path) -> None:
+    with pytest.raises(EnvironmentFault, match="needs a GPU") as caught:
+        prepare(str(rows), str(model), replace(RECIPE, method="qlora"), CPU, Group(), tmp_path / "run")
+    assert "--method lora" in caught.value.hint
+
+
+def test_the_start_says_which_rows_validate(rows: Path, model: Path, tmp_path: Path) -> None:
+    prepared = prepare(str(rows), str(model), replace(RECIPE, hold_out=4), CPU, Group(), tmp_path / "run")
+    said: list[str] = []
+    announce(prepared, said.append)
+    assert "4 rows for the validation loss: held out, seed 42" in said
+    split = replace(prepared.source, validation=prepared.source.train[:4])
+    announce(replace(prepared, source=split), said.append)
+    assert any("the dataset's validation split, so --hold-out 4 is not needed" in line for line in said)
 
 
 def test_the_ladder_says_why_it_chose(model: Path) -> None:

@@ -60,6 +60,11 @@ def announce(prepared: Prepared, say: Callable[[str], None]) -> None:
         f"{len(train)} rows, {int(train.starts[-1])} tokens, {int(train.labels.sum())} labels; "
         f"{train.truncated} rows cut at {recipe.max_length} tokens, {train.dropped} left out (prompts alone that long)"
     )
+    if prepared.validation is not None:
+        own = bool(prepared.source.validation)
+        unused = f", so --hold-out {recipe.hold_out} is not needed" if own and recipe.hold_out else ""
+        say(f"{len(prepared.validation)} rows for the validation loss: "
+            + (f"the dataset's validation split{unused}" if own else f"held out, seed {recipe.seed}"))  # fmt: skip
     say(f"{prepared.steps} steps of {recipe.batch} rows, template {prepared.template.name}, method {recipe.method}")
     say(f"on {prepared.device} in {str(prepared.dtype).removeprefix('torch.')}; attention: {prepared.kernel.kernel} "
         f"({prepared.kernel.reason})")  # fmt: skip

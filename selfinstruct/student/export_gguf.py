@@ -19,6 +19,7 @@ import numpy as np
 from selfinstruct.durable import sync
 from selfinstruct.errors import MissingPackage, ModelFileError, OutputError, UsageError
 from selfinstruct.student.gguf_words import Words, read_words
+from selfinstruct.student.prompt import TEMPLATE_FILE, load_template
 from selfinstruct.student.weights import Source, locate
 
 KINDS = ("f16", "q8_0")
@@ -211,7 +212,9 @@ def _add_words(writer: Any, words: Words, folder: Path) -> None:
     first = tokenizer("a")["input_ids"][:1]
     writer.add_add_bos_token(tokenizer.bos_token_id is not None and first == [tokenizer.bos_token_id])
     writer.add_add_eos_token(False)
-    if isinstance(getattr(tokenizer, "chat_template", None), str):
+    if (folder / TEMPLATE_FILE).is_file():
+        writer.add_chat_template(load_template(folder).jinja(tokenizer))
+    elif isinstance(getattr(tokenizer, "chat_template", None), str):
         writer.add_chat_template(tokenizer.chat_template)
 
 

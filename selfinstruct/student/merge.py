@@ -8,7 +8,7 @@ from pathlib import Path
 
 from selfinstruct.durable import publish
 from selfinstruct.errors import OutputError, UsageError
-from selfinstruct.student.prompt import save_template
+from selfinstruct.student.prompt import TEMPLATE_FILE, save_template
 from selfinstruct.student.result import PROVENANCE
 from selfinstruct.student.weights import load_tokenizer, load_weights, locate, template_of
 
@@ -41,6 +41,8 @@ def merge(name: str, out: Path, *, dtype: str = "bf16", log: Callable[[str], Non
     try:
         work.mkdir(parents=True)
         model.save_pretrained(work)
+        if (source.words / TEMPLATE_FILE).is_file():
+            tokenizer.chat_template = template.jinja(tokenizer)
         tokenizer.save_pretrained(work)
         save_template(template, work)
         if (source.words / PROVENANCE).is_file():

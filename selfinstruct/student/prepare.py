@@ -79,6 +79,9 @@ def prepare(data: str, model: str, recipe: Recipe, runtime: Runtime, group: Grou
         )
     validation = tokenise(held_out, template, tokenizer, **limits) if held_out else None
     device, dtype = place(runtime, group)
+    if recipe.method == "qlora" and device.type == "cpu":
+        raise EnvironmentFault("--method qlora: 4-bit training needs a GPU, and torch sees none here or is told not to "
+                               "use it", hint="on a CPU: --method lora")  # fmt: skip
     kernel = attention.choose(device, dtype, runtime.attention)
     config = weights.load_config(base)
     check_supported(config)

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import string
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -34,6 +35,25 @@ _WITHOUT_INPUT = (
     "Write a response that appropriately completes the request.\n\n"
     "### Instruction:\n{instruction}\n\n### Response:"
 )
+
+# A text template as a chat template. "\n" and quotes are all that llama.cpp's Jinja needs to unescape.
+_JINJA = string.Template("""\
+{%- set ns = namespace(said="") -%}
+{%- for message in messages -%}
+{%- if message["role"] in ["system", "developer"] and message["content"] -%}
+{%- set ns.said = ns.said + message["content"] + "\\n\\n" -%}
+{%- endif -%}
+{%- endfor -%}
+{{- $begins -}}
+{%- for message in messages -%}
+{%- if message["role"] == "user" -%}
+{{- $before + ns.said + message["content"] + $after -}}
+{%- set ns.said = "" -%}
+{%- elif message["role"] == "assistant" -%}
+{{- message["content"] + $ends -}}
+{%- endif -%}
+{%- endfor -%}
+""")
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +114,19 @@ class Template:
                 f"the model's chat template refuses these messages ({error})", hint="use --template alpaca"
             ) from error
         return [int(i) for i in ids]
+
+    def jinja(self, tokenizer: Any) -> str:
+        """The same conversation as a chat template for other programs (llama.cpp, vLLM, transformers).
+
+        As ``dialogue`` renders it: what the system says goes before the first task, each response ends with EOS.
+        """
+        if self.kind == "chat":
+            return self.chat_template or str(tokenizer.get_chat_template())
+        before, _, after = self.without_input.partition("{instruction}")
+        ends = self.eos or str(tokenizer.eos_token or "")
+        begins = str(tokenizer.bos_token) if _bos(tokenizer) else ""
+        parts = {"begins": begins, "ends": ends, "before": before, "after": after}
+        return _JINJA.substitute({name: json.dumps(text, ensure_ascii=False) for name, text in parts.items()})
 
     def eos_id(self, tokenizer: Any) -> int:
         """The id of the token that ends a response; UsageError when the tokenizer has none."""

@@ -50,6 +50,7 @@ def save_model(
         else:
             # Left to itself, peft asks the Hub for the base's vocabulary, be the base a local file.
             handle.save_pretrained(work, save_embedding_layers=False)
+        tokenizer.chat_template = template.jinja(tokenizer)  # other programs know nothing of our template
         tokenizer.save_pretrained(work)
         save_template(template, work)
         shutil.copyfile(run / RUN_FILE, work / PROVENANCE)
