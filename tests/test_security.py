@@ -173,6 +173,13 @@ def test_s2_no_flag_takes_a_key_and_settings_hold_none(run: Any) -> None:
     assert not traces(repr(teachers.Teacher(("https://x",), KEY, None, "about")))
 
 
+@pytest.mark.parametrize("line", ["{}", "generate out {}", "generate out --{}", "generate out --{}=3", "seeds {}"])
+def test_s2_a_command_line_that_is_not_understood_repeats_no_key(line: str, run: Any) -> None:
+    ended = run(*line.format(KEY).split(), OPENAI_API_KEY=KEY)
+    assert (ended.returncode, traces(ended.stdout + ended.stderr)) == (2, [])
+    assert "***" in ended.stderr
+
+
 @pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
 def test_s3_redirects_are_not_followed(status: int, run: Any, teacher: Start, tmp_path: Path) -> None:
     thief = teacher(lambda body, n: "stolen")

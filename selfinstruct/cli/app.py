@@ -2,18 +2,48 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import sys
 from importlib.metadata import PackageNotFoundError, version
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
-from selfinstruct.cli import config, dedup, finetune, generate, infer, merge, model, runs, scrub, seeds, serve, verify
+from selfinstruct.cli import (
+    config,
+    dedup,
+    finetune,
+    generate,
+    infer,
+    keys,
+    merge,
+    model,
+    runs,
+    scrub,
+    seeds,
+    serve,
+    verify,
+)
 from selfinstruct.cli.console import errors_shown
+
+
+class _Commands(TyperGroup):
+    """The commands; what typer itself says of a wrong command line repeats no key that stands in it."""
+
+    def make_context(self, *args: Any, **kwargs: Any) -> Any:
+        with keys.unrepeated(os.environ):
+            return super().make_context(*args, **kwargs)
+
+    def invoke(self, *args: Any, **kwargs: Any) -> Any:
+        with keys.unrepeated(os.environ):
+            return super().invoke(*args, **kwargs)
+
 
 app = typer.Typer(
     name="selfinstruct",
+    cls=_Commands,
     help="From human seed tasks to a versioned instruction dataset, written by a teacher model of your choice.",
     epilog="Begin with:  selfinstruct model pull smollm2  then  selfinstruct generate outputs/first --num 20",
     no_args_is_help=True,

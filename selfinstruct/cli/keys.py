@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, unquote
 
 if TYPE_CHECKING:
@@ -26,6 +26,20 @@ def concealed(environment: Mapping[str, str], variable: object = None) -> Iterat
     except UsageError as error:
         values = [value for name, value in environment.items() if name == variable or _HOLDS_A_KEY.search(name)]
         raise UsageError(_blotted(error.message, values), hint=_blotted(error.hint, values)) from None
+
+
+@contextmanager
+def unrepeated(environment: Mapping[str, str]) -> Iterator[None]:
+    """The same for what typer says of a command line that it does not understand."""
+    import typer
+
+    wrong_usage: Any = typer.BadParameter.__bases__[0]  # typer does not export it, and moved it once
+    try:
+        yield
+    except wrong_usage as error:
+        values = [value for name, value in environment.items() if _HOLDS_A_KEY.search(name)]
+        error.message = _blotted(error.message, values)
+        raise
 
 
 def refuse(config: RunConfig, environment: Mapping[str, str]) -> None:
