@@ -188,6 +188,7 @@ def test_a_token_is_asked_for_where_one_is_set(service: Service) -> None:
         ("/v1/completions", {"prompt": "a", "best_of": 3}, 400, "best_of"),
         ("/v1/completions", {"prompt": "a", "temperature": -1}, 400, "temperature"),
         ("/v1/completions", {"prompt": "a", "n": 0}, 400, "n:"),
+        ("/v1/completions", {"prompt": ["a"] * 17, "n": 128}, 400, "2048 answers"),
         ("/v1/completions", {"prompt": "a", "max_tokens": True}, 400, "max_tokens"),
         ("/v1/completions", {"prompt": "a", "stop": [1]}, 400, "stop"),
         ("/v1/completions", {"prompt": "a " * 900}, 400, "does not fit"),

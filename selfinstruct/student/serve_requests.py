@@ -14,6 +14,7 @@ from selfinstruct.student.prompt import Template, is_unicode
 from selfinstruct.student.sampling import TOP_LOGPROBS, Sampling
 
 _MOST_CHOICES = 128
+_MOST_ANSWERS = 2048  # of one request, prompts times n
 _MOST_STOPS = 16
 # Fields that change the answer and that we do not have, with the values that ask for nothing.
 _REFUSED: Mapping[str, tuple[Any, ...]] = {
@@ -88,9 +89,13 @@ def _asked(body: Mapping[str, Any], prompts: Any, top: int | None, most: int | N
         temperature, top_p, _number(body, "min_p", 0.0, 0.0, 1.0), secrets.randbits(48) if seed is None else seed
     )
     about = body.get("stream_options") or {}
+    n = _whole(body, "n", 1, 1, _MOST_CHOICES)
+    if len(prompts) * n > _MOST_ANSWERS:
+        raise UsageError(f"prompt: {len(prompts)} prompts with n {n} are more than {_MOST_ANSWERS} answers",
+                         hint="send them in several requests")  # fmt: skip
     return Asked(
         prompts,
-        _whole(body, "n", 1, 1, _MOST_CHOICES),
+        n,
         most,
         sampling,
         _stops(body.get("stop")),
