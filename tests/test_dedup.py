@@ -133,6 +133,15 @@ def test_a_run_keeps_drafts_away_from_evaluation_sets(
     assert "evaluation_sha256" in refused.stderr
 
 
+@pytest.mark.parametrize("other", ["out.jsonl", "in.jsonl", "sub/../out.jsonl"])
+def test_dropped_rows_are_not_written_over_the_kept_ones(other: str, run: Any, tmp_path: Path) -> None:
+    file, before = write(tmp_path / "in.jsonl", ROWS), (tmp_path / "in.jsonl").read_bytes()
+    (tmp_path / "sub").mkdir()
+    ended = run("dedup", file, "-o", tmp_path / "out.jsonl", "--dropped", tmp_path / other)
+    assert (ended.returncode, "--dropped" in ended.stderr) == (2, True)
+    assert (file.read_bytes(), (tmp_path / "out.jsonl").exists()) == (before, False)
+
+
 @pytest.mark.parametrize(
     ("name", "content", "words"),
     [
@@ -144,6 +153,7 @@ def test_a_run_keeps_drafts_away_from_evaluation_sets(
         ("a.json", b'{"instruction": "x"}', "JSON array"),
         ("a.json", b'[{"instruction": "x"}, {', "element 2"),
         ("a.csv", b"instruction,b\nx\n", "a.csv"),
+        ("a.csv", b"instruction,b,instruction\nx,y,z\n", "two columns 'instruction'"),
         ("a.parquet", b"PAR1 no", "a.parquet"),
         ("a.xyz", b"", "format"),
     ],

@@ -53,6 +53,7 @@ def dedup(
         from selfinstruct.dataset import dedup as work
 
         index = _index(threshold, tokenizer)
+        _check_dropped(dropped, output, file)
         with _Bar(file) as bar:
             report = work.dedup(file, output, field=field, index=index, watch=bar.show)
         _finish(report, output, dropped, index, as_json=json)
@@ -73,6 +74,7 @@ def decontaminate(
         from selfinstruct.dataset import dedup as work
 
         index = _index(threshold, tokenizer)
+        _check_dropped(dropped, output, file, *against)
         with _Bar(file) as bar:
             report = work.decontaminate(file, output, against, field=field, index=index, watch=bar.show)
         _finish(report, output, dropped, index, as_json=json)
@@ -86,6 +88,17 @@ def _index(threshold: float, tokenizer: str) -> RougeLIndex:
         return RougeLIndex(threshold, tokenizer)
     except ValueError as error:
         raise UsageError(str(error), hint="see --help") from None
+
+
+def _check_dropped(dropped: Path | None, *others: Path) -> None:
+    """UsageError when the dropped rows would be written over a file that the command reads or writes."""
+    from selfinstruct.errors import UsageError
+
+    def place(path: Path) -> Path:
+        return path.parent.resolve() / path.name  # a link is replaced, not followed
+
+    if dropped and place(dropped) in map(place, others):
+        raise UsageError(f"--dropped {dropped}: is another file of this command", hint="name a file of its own")
 
 
 def _finish(report: Report, output: Path, dropped: Path | None, index: RougeLIndex, *, as_json: bool) -> None:

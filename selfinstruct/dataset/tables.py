@@ -8,6 +8,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -156,6 +157,9 @@ def _csv(path: Path) -> Iterator[tuple[Place, Row]]:
     with _open(path) as lines:
         reader = csv.DictReader(lines, strict=True)
         try:
+            twice = [name for name, count in Counter(reader.fieldnames or ()).items() if count > 1]
+            if twice:
+                raise UsageError(f"{path}: has two columns {twice[0][:80]!r}", hint="rename one of them")
             for row in reader:
                 if None in row or None in row.values():
                     raise UsageError(f"{path}:{reader.line_num}: has another number of cells than the first line")
