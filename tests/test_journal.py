@@ -93,8 +93,9 @@ def test_an_ended_run_leaves_one_sealed_file(folder: Path) -> None:
 def test_a_run_that_goes_on_breaks_the_seal_and_makes_it_again(folder: Path) -> None:
     journal = Journal.open(folder)
     journal.begin({"num": 30})
-    assert seal.state(folder / FILE_NAME) == "missing"
+    assert (seal.state(folder / FILE_NAME), seal.announced(folder / FILE_NAME)) == ("announced", 10)
     asyncio.run(fill(journal, range(10, 12)))
+    assert seal.announced(folder / FILE_NAME) == 12
     journal.close()
     assert seal.state(folder / FILE_NAME) == "good"
     journal = Journal.read_only(folder)
@@ -313,7 +314,7 @@ def test_a_run_that_is_killed_while_it_is_sealed_is_not_damaged(folder: Path) ->
     (folder / "config.yaml").write_text(as_yaml({"num": 20}))
     (folder / "lock").touch()
     assert inspection.inspect(folder.parent)[1] == []
-    seal.announce(folder / FILE_NAME)
+    seal.announce(folder / FILE_NAME, 10)
     assert seal.state(folder / FILE_NAME) == "announced"
     assert inspection.inspect(folder.parent)[1] == []
     journal = Journal.open(folder)

@@ -104,7 +104,8 @@ def resume(
     min_acceptance: options.MinAcceptance = None,
     profile: options.Profile = None,
     forget_damaged: Annotated[
-        bool, typer.Option("--forget-damaged", help="Ask, and pay, again for answers that the disk has damaged.")
+        bool,
+        typer.Option("--forget-damaged", help="Ask, and pay, again for answers that the disk has damaged or lost."),
     ] = False,
     set_: options.Set = None,
     json: options.Json = False,

@@ -18,7 +18,7 @@ from typing import Any
 from selfinstruct.errors import DamagedFile
 from selfinstruct.run import seal
 from selfinstruct.run.seal import checksum
-from selfinstruct.run.writer import Statement
+from selfinstruct.run.writer import Statement, passes_log_over
 
 _MOST_PROBLEMS = 5
 
@@ -26,31 +26,35 @@ _MOST_PROBLEMS = 5
 @dataclass(slots=True)
 class Damage:
     """What is wrong with a journal. ``problems`` cannot be mended; ``judged_from`` is the first request (if any) that
-    must be judged again. ``answers`` are those that are damaged, which the first few ``problems`` name."""
+    must be judged again. ``answers`` are those that are damaged, which the first few ``problems`` name; ``missing`` is
+    how many are gone with SQLite's log, which one of the ``problems`` tells."""
 
     problems: list[str] = field(default_factory=list)
     answers: list[int] = field(default_factory=list)
+    missing: int = 0
     judged_from: int | None = None
 
 
-def examine(connection: sqlite3.Connection) -> Damage:
+def examine(path: Path, connection: sqlite3.Connection) -> Damage:
     """Read the whole journal and compare every record with its checksum (52,002 answers: 2 s)."""
-    damage = _examined(connection)
+    # looked at first: the journal may grow meanwhile, and never holds less than was announced
+    announced = 0 if passes_log_over(path) else seal.announced(path)
+    damage = _examined(connection, announced)
     if damage.problems:  # once more, so that a text that is no UTF-8 is a record that its checksum tells apart
         connection.text_factory = lambda text: text.decode("utf-8", "surrogateescape")
-        damage = _examined(connection)
+        damage = _examined(connection, announced)
         connection.text_factory = str
     return damage
 
 
-def _examined(connection: sqlite3.Connection) -> Damage:
+def _examined(connection: sqlite3.Connection, announced: int) -> Damage:
     damage = Damage()
     try:
         _examine_structure(connection, damage)
         if not damage.problems:
             _examine_meta(connection, damage)
         if not damage.problems:
-            _examine_answers(connection, damage)
+            _examine_answers(connection, damage, announced)
             damage.judged_from = _first_bad_judgement(connection)
     except (sqlite3.Error, UnicodeDecodeError) as error:
         damage.problems.append(str(error))
@@ -61,44 +65,68 @@ def is_sealed(path: Path, connection: sqlite3.Connection) -> bool:
     """True when the journal is the very file that was sealed. A run at work on it says first that it is open."""
     if not has_checksums(connection):
         return False
-    return is_closed(connection) and seal.state(path) == "good"
+    return said_state(connection) == "sealed" and seal.state(path) == "good"
 
 
-def is_closed(connection: sqlite3.Connection) -> bool:
-    """True when the last run on the journal ended well, and so sealed it."""
+def said_state(connection: sqlite3.Connection) -> str:
+    """What the journal says is beside it: "sealed" when the last run on it ended well, "announced" for an announcement.
+
+    Anything else: nothing need be there (the run has not begun, or an earlier release was killed at it).
+    """
     row = connection.execute("SELECT value FROM meta WHERE key = 'state'").fetchone()
-    return bool(row == ("sealed",))
+    return "" if row is None else str(row[0])
+
+
+def require_announcement(path: Path, connection: sqlite3.Connection) -> None:
+    """DamagedFile when an announcement must be there and is not: nobody can tell then whether answers are missing."""
+    if said_state(connection) == "announced" and (seen := seal.state(path)) in ("missing", "unreadable"):
+        what = "missing" if seen == "missing" else "damaged"
+        raise DamagedFile(
+            f"{path.with_name(seal.FILE_NAME)}: is {what}, and says how many answers {path.name} must hold",
+            hint="nothing was changed; restore both files (and the -wal file) from a copy, or go on with the answers "
+            f"that are here: {_forgetting(path)}",
+        )
 
 
 def require_answers(path: Path, connection: sqlite3.Connection) -> int | None:
     """The first request that must be judged again, None when all is well; DamagedFile for what cannot be mended."""
-    damage = examine(connection)
+    damage = examine(path, connection)
     if damage.problems:
-        out = shlex.quote(str(path.parent.parent))
-        instead = (
-            f", or pay for these answers again: selfinstruct resume {out} --forget-damaged" if damage.answers else ""
-        )
+        files = "the file and its -wal" if damage.missing else "the file"
+        instead = f", or pay for these answers again: {_forgetting(path)}" if damage.answers or damage.missing else ""
         raise DamagedFile(
             f"{path}: is damaged ({_told(damage)})",
-            hint=f"nothing was changed; restore the file from a copy{instead}",
+            hint=f"nothing was changed; restore {files} from a copy{instead}",
         )
     return damage.judged_from
 
 
-def forget_damaged_answers(connection: sqlite3.Connection) -> int:
-    """Forget answers that are not what was written, and what was made of all from the first on; how many.
+def forget_damaged_answers(path: Path, connection: sqlite3.Connection) -> tuple[int, int]:
+    """Forget answers that are not what was written, and what was made of all from the first on, and missing ones.
 
-    They are then asked for again. The number is 0, and nothing is forgotten, when more than answers is damaged.
+    They are then asked for again. Returns how many were damaged and how many missing. Both are 0, and nothing is
+    forgotten, when more than answers is damaged.
     """
-    damaged = examine(connection).answers
-    if damaged:
-        forget = ("DELETE FROM answers WHERE request_no = ?", [(number,) for number in damaged])
-        _in_one(connection, [forget, *judgements_forgotten(min(damaged))])
-    return len(damaged)
+    damage = examine(path, connection)
+    if damage.answers or damage.missing:
+        seal.announce(path, 0)  # first, so that it is never ahead
+    if damage.answers:
+        forget = ("DELETE FROM answers WHERE request_no = ?", [(number,) for number in damage.answers])
+        _in_one(connection, [forget, *judgements_forgotten(min(damage.answers))])
+    return len(damage.answers), damage.missing
+
+
+def paid(connection: sqlite3.Connection) -> int:
+    """How many answers there are: those that the announcement counts. What was given up is none."""
+    return int(connection.execute("SELECT COUNT(*) FROM answers WHERE finish <> 'given_up'").fetchone()[0])
+
+
+def _forgetting(path: Path) -> str:
+    return f"selfinstruct resume {shlex.quote(str(path.parent.parent))} --forget-damaged"
 
 
 def _told(damage: Damage) -> str:
-    more = len(damage.answers) - len(damage.problems)
+    more = len(damage.answers) - _MOST_PROBLEMS
     return "; ".join(damage.problems) + (f"; and {more} more answers" if more > 0 else "")
 
 
@@ -167,12 +195,18 @@ def _examine_meta(connection: sqlite3.Connection, damage: Damage) -> None:
             damage.problems.append(f"the entry {str(key)[:20]!r} is not what was written")
 
 
-def _examine_answers(connection: sqlite3.Connection, damage: Damage) -> None:
+def _examine_answers(connection: sqlite3.Connection, damage: Damage, announced: int) -> None:
+    found = 0
     for row in connection.execute("SELECT * FROM answers ORDER BY request_no"):
+        found += row[4] != "given_up"
         if checksum(row[:-1]) != row[-1]:
             damage.answers.append(row[0])
             if len(damage.answers) <= _MOST_PROBLEMS:
                 damage.problems.append(f"the answer to request {row[0]} is not what was written")
+    damage.missing = max(0, announced - found)
+    if damage.missing:
+        told = f"{damage.missing} of {announced} answers are missing, as when its -wal file is deleted or damaged"
+        damage.problems.insert(0, told)
 
 
 def _first_bad_judgement(connection: sqlite3.Connection) -> int | None:

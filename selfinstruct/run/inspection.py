@@ -9,7 +9,7 @@ from selfinstruct import durable
 from selfinstruct.config import as_yaml
 from selfinstruct.errors import DamagedFile, SelfInstructError
 from selfinstruct.run import seal
-from selfinstruct.run.audit import examine, is_closed
+from selfinstruct.run.audit import examine, said_state
 from selfinstruct.run.folder import CONFIG, holds_run, run_folder
 from selfinstruct.run.journal import FILE_NAME, Journal
 from selfinstruct.run.lock import LOCK, PUBLISH_LOCK
@@ -17,8 +17,10 @@ from selfinstruct.run.migrations import require_current
 from selfinstruct.run.writer import connect, sqlite_errors
 
 Finding = tuple[Path, str]  # a file, and what is wrong with it
+_NOT_ANNOUNCED = "is missing, and says how many answers the journal must hold"
 _SEALS = {
     "missing": "is missing, and the run ended well",
+    "torn": "is damaged",
     "unreadable": "is damaged",
     "broken": "is not what was sealed (its SHA-256 differs)",
 }
@@ -39,32 +41,35 @@ def inspect(root: Path) -> tuple[list[Path], list[Finding]]:
     folder = run_folder(root)
     path = folder / FILE_NAME
     files, findings = [path], []
-    closed: bool | None = None
+    said: str | None = None
     try:
         with sqlite_errors(path):
             connection = connect(path, "ro")
             try:
                 require_current(path, connection)
-                damage = examine(connection)
+                damage = examine(path, connection)
                 findings += [(path, problem) for problem in damage.problems]
                 if damage.judged_from is not None:
                     findings.append((path, f"what was made of the answers from {damage.judged_from} on is damaged"))
-                closed = is_closed(connection)
+                said = said_state(connection)
             finally:
                 connection.close()
         settings = None if findings else _settings(folder)
     except DamagedFile as error:
         findings.append(_finding(path, error))
         settings = None
-    sealed = seal.state(path)  # looked at last: a run that is just ending announces its seal before it is closed
-    if closed or sealed == "unreadable":
+    sealed = seal.state(path)  # looked at last: a run that is just beginning announces before it says so
+    closed = said == "sealed"
+    if closed or said == "announced" or sealed == "unreadable":
         files.append(folder / seal.FILE_NAME)
-        if sealed == "broken":
-            findings.append((path, _SEALS[sealed]))
-        elif sealed in _SEALS:
-            findings.append((files[-1], _SEALS[sealed]))
+    if closed and sealed == "broken":
+        findings.append((path, _SEALS[sealed]))
+    elif (closed and sealed in _SEALS) or sealed == "unreadable":
+        findings.append((files[-1], _SEALS[sealed]))
+    elif said == "announced" and sealed == "missing":
+        findings.append((files[-1], _NOT_ANNOUNCED))
     files.append(folder / CONFIG)
-    findings += _of_config(folder / CONFIG, settings) if closed is not False else []
+    findings += _of_config(folder / CONFIG, settings) if closed or said is None else []
     findings += _of_locks(root, folder) if closed else []
     return files, findings
 

@@ -23,6 +23,8 @@ from selfinstruct.run.audit import (
     forget_judgements,
     is_sealed,
     judgements_forgotten,
+    paid,
+    require_announcement,
     require_answers,
 )
 from selfinstruct.run.counts import counts
@@ -70,7 +72,7 @@ class Journal:
     def open(cls, folder: Path, *, forget_damaged: bool = False) -> Journal:
         """Open the journal of a run to go on with it: mended where that can be done, else DamagedFile.
 
-        ``forget_damaged`` also takes damaged answers out, so that they are asked for, and paid, again.
+        ``forget_damaged`` also takes damaged and missing answers as forgotten: they are asked for, and paid, again.
         """
         path, mended = folder / FILE_NAME, ""
         with sqlite_errors(path):
@@ -78,11 +80,13 @@ class Journal:
             check_version(path, connection)
             sealed = is_sealed(path, connection)
             migrate(connection)
-            forgotten = forget_damaged_answers(connection) if forget_damaged and not sealed else 0
-            if forgotten:
-                mended = (
-                    f"{path}: {forgotten} damaged {'answer is' if forgotten == 1 else 'answers are'} asked for again"
-                )
+            if forget_damaged and not sealed:
+                damaged, missing = forget_damaged_answers(path, connection)
+                told = " and ".join(f"{n} {what}" for n, what in ((damaged, "damaged"), (missing, "missing")) if n)
+                are = "answer is" if damaged + missing == 1 else "answers are"
+                mended = f"{path}: {told} {are} asked for again" if told else ""
+            elif not sealed:
+                require_announcement(path, connection)
             if not sealed:
                 first = require_answers(path, connection)
                 if first is not None:
@@ -102,9 +106,12 @@ class Journal:
     def begin(self, settings: Mapping[str, Any]) -> None:
         """Note the settings that the run is now worked on with, break the seal, and be ready to record."""
         with sqlite_errors(self.path):
-            set_meta(self._connection, settings=json.dumps(settings), state="open")
-            seal.remove(self.path)
-            self._writer = GroupWriter(self.path)
+            answers = paid(self._connection)
+            seal.announce(self.path, answers)
+            set_meta(self._connection, settings=json.dumps(settings), state="announced")
+            # Into the file itself: who has nothing but that file is then told that the announcement is missing.
+            self._connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
+            self._writer = GroupWriter(self.path, answers)
 
     def identity(self) -> dict[str, Any]:
         """The settings that decide the rows, as recorded when the run began."""
@@ -135,14 +142,14 @@ class Journal:
 
     async def record_answer(self, prompt: Prompt, completion: Completion) -> None:
         """Write an answer down; returns when it is on the disk."""
-        await self._put([entries.of_answer(prompt, completion)])
+        await self._put([entries.of_answer(prompt, completion)], answers=int(completion.finish != "given_up"))
 
     async def record_late_answer(self, prompt: Prompt, completion: Completion) -> None:
         """Write down the answer to a request that was given up, and forget what was made of all from it on.
 
         Both or neither: what follows is then judged again, from the answers that are here.
         """
-        await self._put([entries.of_answer(prompt, completion), *judgements_forgotten(prompt.request_no)])
+        await self._put([entries.of_answer(prompt, completion), *judgements_forgotten(prompt.request_no)], answers=1)
 
     def answer(self, prompt: Prompt) -> Completion | None:
         """The stored answer to this very prompt, None without; DamagedFile when it is not what was stored."""
@@ -221,14 +228,12 @@ class Journal:
     def _seal(self) -> None:
         """Bring everything into the one file and seal it; not while somebody reads: then the next run does."""
         with sqlite_errors(self.path):
-            seal.announce(self.path)
             set_meta(self._connection, state="sealed")
             self._connection.execute(f"PRAGMA busy_timeout={_SEAL_MILLISECONDS}")
             if self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0] == 0:
                 seal.write(self.path)
             else:
-                set_meta(self._connection, state="open")
-                seal.remove(self.path)
+                set_meta(self._connection, state="announced")
 
     @property
     def _writing(self) -> GroupWriter:
@@ -250,7 +255,7 @@ class Journal:
         with sqlite_errors(self.path):
             return self._connection.execute(sql, values).fetchall()
 
-    async def _put(self, statements: Sequence[Statement]) -> None:
-        done = self._writing.put(statements, wait=True)
+    async def _put(self, statements: Sequence[Statement], *, answers: int = 0) -> None:
+        done = self._writing.put(statements, wait=True, answers=answers)
         if done is not None:
             await asyncio.wrap_future(done)

@@ -1,15 +1,16 @@
 """How damage to a journal is noticed: a checksum on every record, and a seal on the file of a run that ended.
 
 The seal (``journal.sha256`` beside the journal) also covers what no record covers: SQLite's own structures and the
-unused bytes of its pages. It is written when a run ends well and taken away when work on the run goes on. The journal
-says by itself whether it is sealed, which its seal then covers: so a seal is announced first, and a run that is killed
-while it is sealed does not look like one whose seal was taken away.
+unused bytes of its pages. It is written when a run ends well. While work on the run goes on, an announcement has its
+place: how many answers the journal holds at least, so that a log (``-wal``) that is lost with answers in it is missed.
+The journal says by itself whether a seal or an announcement is beside it.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import os
 import zlib
 from pathlib import Path
 from typing import Any, Literal
@@ -17,7 +18,8 @@ from typing import Any, Literal
 from selfinstruct import durable
 
 FILE_NAME = "journal.sha256"
-_ANNOUNCED = "announced 0"  # in the form of a seal
+_ANNOUNCED = "announced"  # in the place of the SHA-256; the number has the place of the size
+_ANNOUNCEMENT_BYTES = len(f"{_ANNOUNCED} {0:012} {0:08x}\n")
 _encode = json.JSONEncoder(default=repr).encode
 
 
@@ -26,43 +28,84 @@ def checksum(values: Any) -> int:
     return zlib.crc32(_encode(values).encode())
 
 
-def announce(journal: Path) -> None:
-    """Put a seal in the making in the place of the seal. Raises OSError."""
-    _write(journal, _ANNOUNCED)
+def announce(journal: Path, answers: int) -> None:
+    """Put an announcement of at least so many answers in the place of the seal. Raises OSError."""
+    durable.write_text(journal.with_name(FILE_NAME), _line(_ANNOUNCED, f"{answers:012}"))
+
+
+class Announcement:
+    """The announcement of a run at work, which counts the answers that are in the journal.
+
+    It is written over in place and not flushed, after the journal's commit was: whatever ends the process or the
+    machine, it may be behind the journal and is never ahead of it.
+    """
+
+    def __init__(self, journal: Path, answers: int) -> None:
+        """Go on with what was announced, which is ``answers``. Raises OSError."""
+        self._answers = answers
+        self._descriptor = os.open(journal.with_name(FILE_NAME), os.O_WRONLY | os.O_NOFOLLOW)
+
+    def add(self, answers: int) -> None:
+        """Count answers whose commit is on the disk. Raises OSError."""
+        self._answers += answers
+        os.pwrite(self._descriptor, _line(_ANNOUNCED, f"{self._answers:012}").encode(), 0)
+
+    def close(self) -> None:
+        """Flush it to the disk and count no more. Raises OSError."""
+        try:
+            os.fsync(self._descriptor)
+        finally:
+            os.close(self._descriptor)
 
 
 def write(journal: Path) -> None:
     """Seal a journal file that nothing will write to any more. Raises OSError."""
-    _write(journal, f"{_digest(journal)} {journal.stat().st_size}")
+    durable.write_text(journal.with_name(FILE_NAME), _line(_digest(journal), str(journal.stat().st_size)))
 
 
-def _write(journal: Path, line: str) -> None:
-    durable.write_text(journal.with_name(FILE_NAME), f"{line} {checksum(line):08x}\n")
-
-
-def remove(journal: Path) -> None:
-    """Take the seal away, because the journal is about to change."""
-    journal.with_name(FILE_NAME).unlink(missing_ok=True)
-
-
-def state(journal: Path) -> Literal["good", "missing", "announced", "unreadable", "broken"]:
+def state(journal: Path) -> Literal["good", "missing", "announced", "torn", "unreadable", "broken"]:
     """What the seal says of the journal file: "broken" means that the file is not the one that was sealed.
 
-    "announced": the run was killed, or the machine went, before the seal was made.
+    "announced": the run is at work, or was killed. "torn": as long as an announcement and none, which a loss of power
+    may leave while the run is at work.
     """
     try:
-        raw = durable.read(journal.with_name(FILE_NAME))[:200]
+        raw = _read(journal)
     except FileNotFoundError:
         return "missing"
     except OSError:  # a folder, say
         return "unreadable"
-    digest, _, rest = raw.decode("ascii", "replace").partition(" ")
-    size, _, check = rest.partition(" ")
-    if check != f"{checksum(f'{digest} {size}'):08x}\n":
-        return "unreadable"
-    if f"{digest} {size}" == _ANNOUNCED:
+    found = _parts(raw)
+    if found is None:
+        return "torn" if len(raw) == _ANNOUNCEMENT_BYTES else "unreadable"
+    digest, size = found
+    if digest == _ANNOUNCED:
         return "announced"
     return "good" if str(journal.stat().st_size) == size and _digest(journal) == digest else "broken"
+
+
+def announced(journal: Path) -> int:
+    """How many answers the journal holds at least: 0 without a readable announcement."""
+    try:
+        found = _parts(_read(journal))
+    except OSError:
+        return 0
+    return int(found[1]) if found is not None and found[0] == _ANNOUNCED and found[1].isdecimal() else 0
+
+
+def _line(digest: str, size: str) -> str:
+    return f"{digest} {size} {checksum(f'{digest} {size}'):08x}\n"
+
+
+def _read(journal: Path) -> bytes:
+    return durable.read(journal.with_name(FILE_NAME))[:200]
+
+
+def _parts(raw: bytes) -> tuple[str, str] | None:
+    """A seal's SHA-256 and size, or what an announcement has in their place; None when it is not what was written."""
+    digest, _, rest = raw.decode("ascii", "replace").partition(" ")
+    size, _, _ = rest.partition(" ")
+    return (digest, size) if raw == _line(digest, size).encode("ascii", "replace") else None
 
 
 def _digest(path: Path) -> str:

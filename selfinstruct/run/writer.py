@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from selfinstruct.errors import DamagedFile, OutputError
-from selfinstruct.run.seal import checksum
+from selfinstruct.run.seal import Announcement, checksum
 
 BUSY_SECONDS = 10.0
 _PAUSE_SECONDS = 0.05  # what nobody waits for goes with the next thing that somebody waits for
@@ -24,30 +24,35 @@ _MOST_IN_A_COMMIT = 1024
 _SIGNS_OF_DAMAGE = ("malformed", "Could not decode", "no such table", "no such column", "unsupported file format")
 
 Statement = tuple[str, Sequence[tuple[Any, ...]]]
-_Entry = tuple[Sequence[Statement], "Future[None] | None"]
+_Entry = tuple[Sequence[Statement], int, "Future[None] | None"]
 
 
 class GroupWriter:
     """Commits groups of statements in the order in which they were put; each group is atomic with its commit.
 
+    An answer that is on the disk is announced, then who waits for it hears so; ``answers`` were announced before.
     After a failure nothing more is written, and every later call raises that failure.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, answers: int) -> None:
         self._path = path
         self._queue: queue.SimpleQueue[_Entry | None] = queue.SimpleQueue()
         self._failure: OutputError | None = None
         self._connection = connect(path, "rw")
+        self._announcement = Announcement(path, answers)
         self._thread = threading.Thread(target=self._run, name="journal", daemon=True)
         self._thread.start()
 
-    def put(self, statements: Sequence[Statement], *, wait: bool) -> Future[None] | None:
-        """Queue statements (SQL, rows of values). With ``wait`` a future that is done when they are on the disk."""
+    def put(self, statements: Sequence[Statement], *, wait: bool, answers: int = 0) -> Future[None] | None:
+        """Queue statements (SQL, rows of values). With ``wait`` a future that is done when they are on the disk.
+
+        ``answers`` is how many more answers the journal holds by them.
+        """
         self.check()
         done: Future[None] | None = Future() if wait else None
         if done is not None:
             done.set_running_or_notify_cancel()  # what is queued is written, whoever gives up waiting for it
-        self._queue.put((statements, done))
+        self._queue.put((statements, answers, done))
         return done
 
     def close(self) -> None:
@@ -56,6 +61,8 @@ class GroupWriter:
             self._queue.put(None)
             self._thread.join()
             self._connection.close()
+            with sqlite_errors(self._path):
+                self._announcement.close()
         self.check()
 
     def check(self) -> None:
@@ -73,7 +80,7 @@ class GroupWriter:
                 batch.append(entry)
                 if len(batch) >= _MOST_IN_A_COMMIT:
                     break
-                pause = pause if entry[1] is None else 0.0
+                pause = pause if entry[2] is None else 0.0
                 try:
                     entry = self._queue.get(timeout=pause)
                 except queue.Empty:
@@ -87,15 +94,18 @@ class GroupWriter:
             try:
                 with sqlite_errors(self._path):
                     self._connection.execute("BEGIN IMMEDIATE")
-                    for statements, _ in batch:
+                    for statements, _, _ in batch:
                         for sql, rows in statements:
                             self._connection.executemany(sql, rows)
                     self._connection.execute("COMMIT")
+                    answers = sum(more for _, more, _ in batch)
+                    if answers:
+                        self._announcement.add(answers)
             except OutputError as error:
                 self._failure = error
             except Exception as error:  # noqa: BLE001  (whatever it was, those who wait must hear of it)
                 self._failure = OutputError(f"{self._path}: cannot take what was to be written ({error})")
-        for _, done in batch:
+        for _, _, done in batch:
             if done is not None and self._failure is not None:
                 done.set_exception(self._failure)
             elif done is not None:
@@ -106,7 +116,7 @@ def connect(path: Path, mode: Literal["rw", "ro"]) -> sqlite3.Connection:
     """Open an existing SQLite file: "rw", or "ro" to look on while another process writes.
 
     Also "ro" opens for writing where it may: only such a connection takes SQLite's side files away when it is the last
-    to leave. A folder that nobody can write to is read as it is.
+    to leave. A folder that nobody can write to is read as it is, without SQLite's log.
     """
     how = "mode=rw" if os.access(path.parent, os.W_OK) else "mode=ro&immutable=1"
     connection = sqlite3.connect(
@@ -122,6 +132,11 @@ def connect(path: Path, mode: Literal["rw", "ro"]) -> sqlite3.Connection:
     else:
         connection.execute("PRAGMA query_only=ON")
     return connection
+
+
+def passes_log_over(path: Path) -> bool:
+    """True when there is a log and ``connect`` does not read it, since nobody can write to the folder."""
+    return path.with_name(f"{path.name}-wal").exists() and not os.access(path.parent, os.W_OK)
 
 
 def get_meta(connection: sqlite3.Connection, key: str) -> str | None:
