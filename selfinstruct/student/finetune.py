@@ -6,8 +6,8 @@ import json
 import math
 import shutil
 import signal
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from selfinstruct.student.meter import Meter, Progress, matmul_rate
 from selfinstruct.student.parallel import Group
 from selfinstruct.student.prepare import Prepared, prepare, quieten
 from selfinstruct.student.recipes import Recipe, Runtime
+from selfinstruct.student.signals import signals_noted
 from selfinstruct.student.trainer import StepResult
 
 Say = Callable[[str], None]
@@ -280,24 +281,3 @@ def _step_of(line: str) -> float:
         return int(json.loads(line)["step"])
     except (ValueError, KeyError, TypeError):
         return math.inf
-
-
-@contextmanager
-def signals_noted(note: Callable[[int], None]) -> Iterator[None]:
-    """Ctrl-C and SIGTERM end the run after the step, with a checkpoint; a second Ctrl-C ends it at once."""
-
-    def noted(number: int, _frame: object) -> None:
-        note(number)
-        signal.signal(number, before[number])
-
-    before: dict[int, Any] = {}
-    try:
-        for which in (signal.SIGINT, signal.SIGTERM):
-            before[which] = signal.signal(which, noted)
-    except ValueError:  # not the main thread: signals are someone else's
-        pass
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

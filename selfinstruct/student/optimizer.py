@@ -1,44 +1,30 @@
 """AdamW with exact fp32 master weights at 4 bytes a parameter, and moments in fp32, bfloat16 or 8 bits.
 
-The update is elementwise: written once on flat tensors, compiled to one fused kernel on a GPU, run as it is on a
-CPU. It is that of ``torch.optim.AdamW`` (decoupled weight decay, bias corrections) with global-norm clipping before.
-
-Bytes a parameter beside the gradient: weights with master 4 (``rounding.py``), and moments of
-
-=====  ========================================================================================  =====
-fp32   as ``torch.optim.AdamW``                                                                  8
-bf16   both in bfloat16, rounded stochastically                                                  4
-8bit   blocks of 256: m / sqrt(v) linearly in int8, sqrt(v) on a logarithmic scale in uint8      2.03
-=====  ========================================================================================  =====
-
-8bit keeps the *ratio* m / sqrt(v), the very quantity that Adam steps by, so the rounding error of a step is at most
-1/127 of its block's largest, and no small v can blow a rounded m up. Both are rounded stochastically.
+The update is elementwise: written once on flat tensors (``updates.py``), compiled to one fused kernel on a GPU, run as
+it is on a CPU. It is that of ``torch.optim.AdamW`` (decoupled weight decay, bias corrections) with global-norm clipping
+before. Beside the gradient a parameter takes 4 bytes with its master (``rounding.py``), and 8, 4 or 2.03 for moments.
 """
 
 from __future__ import annotations
 
-import functools
 import itertools
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from selfinstruct.student.rounding import join_halves, narrow, noise, split_halves, widen
 from selfinstruct.student.sharing import Alone
+from selfinstruct.student.updates import BLOCK, new_state, update_of
 
 STATES = ("fp32", "bf16", "8bit")
-BLOCK = 256
 # Elements updated at once where nothing is compiled: bounds the temporaries (12 of fp32) at 200 MB.
 _PIECE = 1 << 22
 # Parameters below this size are updated together, up to so many elements: hundreds of adapters cost hundreds of times
 # the launch of a kernel, and more of the host's time than a small model's step has.
 _SMALL = 1 << 20
 _TOGETHER = 1 << 24
-# sqrt(v) of a block is kept down to 2**-24 of its largest, in steps of 2**(24/254); code 0 is an exact zero.
-_OCTAVES = 24.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,100 +37,6 @@ class AdamSettings:
     weight_decay: float = 0.0
     max_norm: float = 1.0
     state: str = "fp32"
-
-
-def _adam(
-    master: torch.Tensor, grad: torch.Tensor, m: torch.Tensor, v: torch.Tensor, numbers: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """One AdamW update in fp32: (master, m, v) after it. ``numbers``: see ``SplitAdamW._numbers``."""
-    clip, lr, fresh1, fresh2, eps, decay, correction1, correction2 = numbers.unbind()
-    g = grad.float() * clip
-    m = torch.lerp(m, g, fresh1)
-    v = torch.lerp(v, g * g, fresh2)
-    step = (m / correction1) / ((v / correction2).sqrt() + eps)
-    return master * (1.0 - lr * decay) - lr * step, m, v
-
-
-def _step_fp32(
-    weight: torch.Tensor, low: torch.Tensor, grad: torch.Tensor, m: torch.Tensor, v: torch.Tensor,
-    numbers: torch.Tensor, seed: torch.Tensor, start: int,
-) -> None:  # fmt: skip
-    master, new_m, new_v = _adam(join_halves(weight, low), grad, m, v, numbers)
-    high, rest = split_halves(master)
-    weight.copy_(high)
-    low.copy_(rest)
-    m.copy_(new_m)
-    v.copy_(new_v)
-
-
-def _step_bf16(
-    weight: torch.Tensor, low: torch.Tensor, grad: torch.Tensor, m: torch.Tensor, v: torch.Tensor,
-    numbers: torch.Tensor, seed: torch.Tensor, start: int,
-) -> None:  # fmt: skip
-    master, new_m, new_v = _adam(join_halves(weight, low), grad, widen(m), widen(v), numbers)
-    high, rest = split_halves(master)
-    dither = noise(start, grad, seed)
-    weight.copy_(high)
-    low.copy_(rest)
-    m.copy_(narrow(new_m, dither))
-    # The same hash backwards: a second, independent enough dither for free.
-    v.copy_(narrow(new_v, 0xFFFF - dither))
-
-
-def _step_8bit(
-    weight: torch.Tensor, low: torch.Tensor, grad: torch.Tensor, ratio: torch.Tensor, root: torch.Tensor,
-    ratio_top: torch.Tensor, root_top: torch.Tensor, numbers: torch.Tensor, seed: torch.Tensor, start: int,
-) -> None:  # fmt: skip
-    """``ratio`` int8 and ``root`` uint8, flat as the weight; their scales fp32 (blocks, 1)."""
-    weight, low, grad, ratio, root = (t.view(-1, BLOCK) for t in (weight, low, grad, ratio, root))
-    code = root.float()
-    spread = torch.exp2((code - 255.0) * (_OCTAVES / 254.0))
-    s = torch.where(code > 0, spread * root_top, 0.0)
-    m = ratio.float() * (ratio_top / 127.0) * s
-    master, new_m, new_v = _adam(join_halves(weight, low), grad, m, s * s, numbers)
-    high, rest = split_halves(master)
-    weight.copy_(high)
-    low.copy_(rest)
-    dither = noise(start, grad, seed)
-    up, up_again = dither.float() / 65536.0, (0xFFFF - dither).float() / 65536.0
-    new_s = new_v.sqrt()
-    top = new_s.amax(dim=-1, keepdim=True)
-    position = torch.log2(new_s / top.clamp_min(1e-38)) * (254.0 / _OCTAVES) + 255.0
-    codes = torch.floor(position + up).clamp(0.0, 255.0)
-    kept = torch.where(codes > 0, torch.exp2((codes - 255.0) * (_OCTAVES / 254.0)) * top, 0.0)
-    # The ratio to the root as it was stored: their product then gives m back whatever the root's rounding was.
-    new_ratio = torch.where(kept > 0, new_m / kept.clamp_min(1e-38), 0.0)
-    new_top = new_ratio.abs().amax(dim=-1, keepdim=True)
-    scaled = new_ratio * (127.0 / new_top.clamp_min(1e-38))
-    root.copy_(codes.to(torch.uint8))
-    ratio.copy_(torch.floor(scaled + up_again).clamp(-127.0, 127.0).to(torch.int8))
-    root_top.copy_(top)
-    ratio_top.copy_(new_top)
-
-
-def _step_plain(
-    weight: torch.Tensor, grad: torch.Tensor, m: torch.Tensor, v: torch.Tensor,
-    numbers: torch.Tensor, seed: torch.Tensor, start: int,
-) -> None:  # fmt: skip
-    """fp32 weights are their own masters."""
-    master, new_m, new_v = _adam(weight, grad, m, v, numbers)
-    weight.copy_(master)
-    m.copy_(new_m)
-    v.copy_(new_v)
-
-
-_STEPS: dict[str, Callable[..., None]] = {
-    "fp32": _step_fp32,
-    "bf16": _step_bf16,
-    "8bit": _step_8bit,
-    "plain": _step_plain,
-}
-
-
-@functools.cache
-def _compiled(kind: str) -> Any:
-    """One program for a kind and all sizes, whichever optimizer asks first."""
-    return torch.compile(_STEPS[kind], dynamic=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,7 +69,6 @@ class SplitAdamW:
         self._runs = [self._new_run(names, weights) for names in self._small_together(weights)]
         self._device = next(iter(weights.values())).device if weights else torch.device("cpu")
         self._compiled = compiled
-        self._functions: dict[str, Any] = {kind: _compiled(kind) if compiled else step for kind, step in _STEPS.items()}
 
     def _kind(self, weight: torch.Tensor) -> str:
         if not weight.is_contiguous():
@@ -209,7 +100,7 @@ class SplitAdamW:
     def _new_run(self, names: list[str], weights: dict[str, torch.Tensor]) -> _Run:
         """The state of a run, in one piece, and of its parameters, as slices of it."""
         kind, sizes = self._kinds[names[0]], [weights[name].numel() for name in names]
-        state = _new_state(sum(sizes), weights[names[0]].device, kind)
+        state = new_state(sum(sizes), weights[names[0]].device, kind)
         for name, end, size in zip(names, itertools.accumulate(sizes), sizes, strict=True):
             self._state[name] = {slot: _piece(t, end - size, end, sum(sizes)) for slot, t in state.items()}
         return _Run(names, kind, state)
@@ -275,7 +166,7 @@ class SplitAdamW:
         piece = max(1, size) if self._compiled else _PIECE
         for start in range(0, size, piece):
             parts = [_piece(t, start, min(size, start + piece), size) for t in tensors]
-            self._functions[kind](*parts, numbers, seed, start)
+            update_of(kind, compiled=self._compiled)(*parts, numbers, seed, start)
 
 
 def _piece(tensor: torch.Tensor, start: int, end: int, size: int) -> torch.Tensor:
@@ -283,29 +174,6 @@ def _piece(tensor: torch.Tensor, start: int, end: int, size: int) -> torch.Tenso
     if tensor.numel() != size:
         return tensor[start // BLOCK : end // BLOCK]
     return tensor.reshape(-1)[start:end]
-
-
-def _new_state(size: int, device: torch.device, kind: str) -> dict[str, torch.Tensor]:
-    """The state of ``size`` elements, in the order that their step function takes it."""
-
-    def zeros(dtype: torch.dtype, shape: Sequence[int] | None = None) -> torch.Tensor:
-        return torch.zeros(shape if shape is not None else (size,), dtype=dtype, device=device)
-
-    if kind == "plain":
-        return {"m": zeros(torch.float32), "v": zeros(torch.float32)}
-    low = {"low": zeros(torch.int16)}
-    if kind == "fp32":
-        return {**low, "m": zeros(torch.float32), "v": zeros(torch.float32)}
-    if kind == "bf16":
-        return {**low, "m": zeros(torch.int16), "v": zeros(torch.int16)}
-    scales = (size // BLOCK, 1)
-    return {
-        **low,
-        "ratio": zeros(torch.int8),
-        "root": zeros(torch.uint8),
-        "ratio_top": zeros(torch.float32, scales),
-        "root_top": zeros(torch.float32, scales),
-    }
 
 
 def _seed(step: int, number: int) -> int:

@@ -27,12 +27,13 @@ from transformers import TrainerCallback
 from selfinstruct.durable import write_text
 from selfinstruct.errors import DamagedFile, EnvironmentFault, MissingPackage, OutputError, UsageError
 from selfinstruct.student import adapters, batches, manifest, result, watchers
-from selfinstruct.student.finetune import LOCK_FILE, LOG_FILE, Outcome, Say, already, signals_noted, trim_log
+from selfinstruct.student.finetune import LOCK_FILE, LOG_FILE, Outcome, Say, already, trim_log
 from selfinstruct.student.lock import held
 from selfinstruct.student.meter import Meter, Progress, matmul_rate
 from selfinstruct.student.parallel import Group
 from selfinstruct.student.prepare import Prepared, prepare, quieten
 from selfinstruct.student.recipes import Recipe, Runtime
+from selfinstruct.student.signals import signals_noted
 from selfinstruct.student.trainee import Trainee
 
 if TYPE_CHECKING:
