@@ -22,7 +22,7 @@ from student_tiny import tiny_model, write_rows
 
 from selfinstruct.errors import OutputError, RunLocked
 from selfinstruct.student import attention, batches, finetune
-from selfinstruct.student.finetune import Outcome
+from selfinstruct.student.ledger import Outcome
 from selfinstruct.student.lock import held
 from selfinstruct.student.merge import merge
 from selfinstruct.student.optimizer import AdamSettings, SplitAdamW

@@ -20,7 +20,7 @@ from selfinstruct.errors import EnvironmentFault, IdentityError, MissingPackage,
 from selfinstruct.student import adapters, attention, batches, checkpoint, finetune
 from selfinstruct.student.assembly import announce, assemble
 from selfinstruct.student.examples import read
-from selfinstruct.student.finetune import Outcome
+from selfinstruct.student.ledger import Outcome
 from selfinstruct.student.loss import labelled_loss
 from selfinstruct.student.optimizer import AdamSettings, SplitAdamW, learning_rate
 from selfinstruct.student.parallel import Group

@@ -22,7 +22,7 @@ from selfinstruct.errors import DamagedFile, IdentityError, MissingPackage, Usag
 from selfinstruct.student import finetune as native
 from selfinstruct.student import trl_backend
 from selfinstruct.student.examples import read
-from selfinstruct.student.finetune import Outcome
+from selfinstruct.student.ledger import Outcome
 from selfinstruct.student.merge import merge
 from selfinstruct.student.meter import Progress
 from selfinstruct.student.prompt import ALPACA, load_template

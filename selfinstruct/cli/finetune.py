@@ -16,7 +16,7 @@ from selfinstruct.cli import options
 from selfinstruct.cli.console import errors_shown, result, result_json, say
 
 if TYPE_CHECKING:
-    from selfinstruct.student.finetune import Outcome
+    from selfinstruct.student.ledger import Outcome
     from selfinstruct.student.meter import Progress
     from selfinstruct.student.recipes import Recipe, Runtime
 

@@ -10,8 +10,6 @@ file that transformers reads without running code (``weights_only``).
 from __future__ import annotations
 
 import importlib.util
-import json
-import math
 import os
 import re
 import shutil
@@ -24,12 +22,12 @@ import torch
 from safetensors import SafetensorError
 from transformers import TrainerCallback
 
-from selfinstruct.durable import write_text
 from selfinstruct.errors import DamagedFile, EnvironmentFault, MissingPackage, OutputError, UsageError
 from selfinstruct.student import adapters, batches, manifest, result, watchers
-from selfinstruct.student.finetune import LOCK_FILE, LOG_FILE, Outcome, Say, already, trim_log
+from selfinstruct.student.finetune import LOCK_FILE, Say
+from selfinstruct.student.ledger import Ledger, Outcome, already
 from selfinstruct.student.lock import held
-from selfinstruct.student.meter import Meter, Progress, matmul_rate
+from selfinstruct.student.meter import Progress
 from selfinstruct.student.parallel import Group
 from selfinstruct.student.prepare import Prepared, prepare, quieten
 from selfinstruct.student.recipes import Recipe, Runtime
@@ -116,29 +114,22 @@ class _Run(TrainerCallback):
         from selfinstruct.student.trl_trainer import model_for, trainer_for
 
         self.folder, self.prepared, self.runtime = folder, prepared, runtime
-        self.say, self.on_progress = say, on_progress
-        self.losses: list[float] = []
-        self.evaluations: list[tuple[int, float]] = []
-        self.tokens, self.speed = 0, 0.0
+        self.say = say
         self.last = prepared.steps
         self.stop_signal = 0
         self.began = False
-        self.each_epoch = batches.steps_per_epoch(len(prepared.train), prepared.recipe.batch)
         say("loading the model ...")
         model, self.handle = model_for(prepared)
         self.trainer: OrderedTrainer
         self.trainer, self.order = trainer_for(prepared, model if self.handle is None else self.handle, folder, self)
-        flops = (6.0 if self.handle is None else 4.0) * prepared.shape.parameters
-        self.meter = Meter(flops, matmul_rate(prepared.device))
-        self.watchers = watchers.watchers(folder, runtime)
+        self.ledger = Ledger(folder, prepared, runtime, say=say, on_progress=on_progress)
         self._announce()
 
     def work(self) -> Outcome:
         """All remaining steps."""
         found = newest(self.folder)
         start = 0 if found is None else _step_of(found)
-        trim_log(self.folder / LOG_FILE, start if start else -1, Group())
-        self.tokens = sum(self._tokens_in(step) for step in range(start))
+        self.ledger.begin(start, sum(self._tokens_in(step) for step in range(start)))
         if found is not None:
             self.say(f"going on after step {start} of {self.prepared.steps}")
         if self.runtime.max_steps:
@@ -147,7 +138,7 @@ class _Run(TrainerCallback):
             self._train(found)
         reached = self.trainer.state.global_step
         if reached < self.prepared.steps:
-            return self._outcome("signal" if self.stop_signal else "limit", reached, None)
+            return self.ledger.outcome("signal" if self.stop_signal else "limit", reached, signal=self.stop_signal)
         return self._finish()
 
     def _train(self, resumed: Path | None) -> None:
@@ -169,18 +160,18 @@ class _Run(TrainerCallback):
         self.began = True
         if state.global_step == 0:
             self._evaluate(0)  # what the training starts from
-        self.meter.start()
+        self.ledger.meter.start()
 
     def on_epoch_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Say which epoch's order the next rows come from."""
-        self.order.epoch = state.global_step // self.each_epoch
+        self.order.epoch = state.global_step // self.ledger.each_epoch
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Decide about a checkpoint and about going on; the log, and so ``on_log``, comes in between."""
         done = state.global_step
         ends = done >= self.last or bool(self.stop_signal)
         control.should_training_stop = control.should_training_stop or ends
-        control.should_save = done < self.prepared.steps and (ends or self._due(done, self.runtime.save_every))
+        control.should_save = done < self.prepared.steps and (ends or self.ledger.due(done, self.runtime.save_every))
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Say so."""
@@ -191,52 +182,20 @@ class _Run(TrainerCallback):
         if not logs or "loss" not in logs:
             return  # TRL's summary at the end
         done = state.global_step
-        self._report(done, float(logs["loss"]), float(logs["grad_norm"]), float(logs["learning_rate"]))
-        if self._due(done, self.runtime.eval_every):
+        loss, norm, lr = (float(logs[name]) for name in ("loss", "grad_norm", "learning_rate"))
+        self.ledger.step(done, loss, norm, lr, self._tokens_in(done - 1))
+        if self.ledger.due(done, self.runtime.eval_every):
             self._evaluate(done)
-
-    def _due(self, done: int, every: int) -> bool:
-        return done % (every or self.each_epoch) == 0 or done == self.prepared.steps
 
     def _tokens_in(self, step: int) -> int:
         train, recipe = self.prepared.train, self.prepared.recipe
         return int(train.lengths[batches.step_rows(len(train), recipe.batch, recipe.seed, step)].sum())
 
-    def _report(self, done: int, loss: float, norm: float, lr: float) -> None:
-        """Log and show a step; a stop when the loss is no number any more."""
-        if not math.isfinite(loss) or not math.isfinite(norm):
-            raise UsageError(
-                f"step {done}: the loss is {loss}, its gradient's norm {norm}: training has diverged",
-                hint="lower --lr, or lengthen the warmup (--set warmup=0.1); the last checkpoint is untouched",
-            )
-        tokens = self._tokens_in(done - 1)
-        self.losses.append(loss)
-        self.tokens += tokens
-        self.speed = self.meter.finished(tokens)
-        mfu = self.meter.mfu(self.speed)
-        self._write({"step": done, "loss": loss, "lr": lr, "grad_norm": norm, "tokens": self.tokens,
-                     "tokens_per_second": round(self.speed, 1), "mfu": mfu})  # fmt: skip
-        left = self.meter.seconds_a_step() * (self.prepared.steps - done)
-        self.on_progress(
-            Progress(done, self.prepared.steps, done / self.each_epoch, loss, lr, norm, self.tokens, self.speed, mfu,
-                     left)
-        )  # fmt: skip
-
     def _evaluate(self, done: int) -> None:
         from selfinstruct.student.trl_trainer import validation_loss
 
-        if self.prepared.validation is None:
-            return
-        loss = validation_loss(self.trainer, self.prepared.validation)
-        self.evaluations.append((done, loss))
-        self.say(f"step {done}: validation loss {loss:.4f}")
-        self._write({"step": done, "eval_loss": loss})
-
-    def _write(self, numbers: dict[str, Any]) -> None:
-        with (self.folder / LOG_FILE).open("a", encoding="utf-8") as stream:
-            stream.write(json.dumps(numbers) + "\n")
-        for watcher in self.watchers:
-            watcher(numbers)
+        if self.prepared.validation is not None:
+            self.ledger.evaluated(done, validation_loss(self.trainer, self.prepared.validation))
 
     def _finish(self) -> Outcome:
         self.say("writing the model ...")
@@ -248,23 +207,10 @@ class _Run(TrainerCallback):
             self.folder, Trainee(model), self.handle, tokenizer=self.prepared.tokenizer,
             template=self.prepared.template, group=Group(), sharded=False,
         )  # fmt: skip
-        outcome = self._outcome("done", self.prepared.steps, folder)
-        write_text(self.folder / result.RESULT_FILE, json.dumps({
-            "steps": outcome.steps, "loss": self.losses[-1] if self.losses else None,
-            "evaluations": self.evaluations, "tokens": self.tokens, "tokens_per_second": self.speed,
-            "mfu": outcome.mfu, "peak_bytes": outcome.peak, "folder": folder.name if folder else None,
-        }) + "\n")  # fmt: skip
+        outcome = self.ledger.outcome("done", self.prepared.steps, folder)
         for old in self.folder.glob("checkpoint-*"):
             shutil.rmtree(old, ignore_errors=True)
         return outcome
-
-    def _outcome(self, end: str, step: int, folder: Path | None) -> Outcome:
-        cuda = self.prepared.device.type == "cuda"
-        return Outcome(
-            end, step, self.prepared.steps, tuple(self.losses), tuple(self.evaluations), self.speed,
-            self.meter.mfu(self.speed), torch.cuda.max_memory_allocated(self.prepared.device) if cuda else 0, folder,
-            self.stop_signal,
-        )  # fmt: skip
 
     def _announce(self) -> None:
         """What runs, before it does."""
