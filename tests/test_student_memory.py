@@ -52,6 +52,22 @@ def test_weights_are_split_over_gpus_only_when_memory_asks_for_it() -> None:
         assert plan.allocated / 2**30 == pytest.approx(seen, rel=0.03)
 
 
+def test_only_tokens_with_a_label_meet_the_head() -> None:
+    def loss(tokens: int, share: float) -> int:
+        return predict(LLAMA_7B, "full", tokens=tokens, label_share=share).parts["loss"]
+
+    # The logits of 4,096 labels at once, whatever there are in all: 10 bytes for each of 32,000 words.
+    logits = 4096 * 32000 * 10
+    assert logits < loss(16384, 0.25) < loss(16384, 1.0) < logits * 1.25
+    assert loss(4096, 0.25) < loss(4096, 1.0) / 3
+    some, all_labels = (
+        choose(LLAMA_7B, "full", CARDS[80], step_tokens=18000, longest=512, label_share=share) for share in (0.3, 1.0)
+    )
+    assert some is not None
+    assert all_labels is not None
+    assert some.checkpointed_layers <= all_labels.checkpointed_layers
+
+
 def test_layers_are_recomputed_only_when_memory_asks_for_it() -> None:
     roomy = choose(LLAMA_7B, "lora", CARDS[80], step_tokens=18000, longest=512)
     tight = choose(LLAMA_7B, "lora", CARDS[24], step_tokens=18000, longest=512)

@@ -110,6 +110,62 @@ def test_gradients_of_adapters_add_up_in_32_bits(tmp_path: Path) -> None:
         torch.testing.assert_close(parameter.grad.double(), sums[name].double(), rtol=1e-4, atol=1e-9)
 
 
+def three(
+    state: str, dtype: torch.dtype, *, loud: float = 1.0, only: str = "", resumed: bool = False
+) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+    """(weights, state) of three parameters, or of ``only`` one of them, after steps that leave out b twice.
+
+    ``loud``: what the gradients of a and c are multiplied with. ``resumed``: half way, all goes on in new tensors.
+    """
+    draw = torch.Generator().manual_seed(11)
+    sizes = {"a": (64, 64), "frozen": (5,), "b": (17, 256), "c": (32, 160)}
+    known = {name: torch.nn.Parameter(torch.randn(size, generator=draw).to(dtype)) for name, size in sizes.items()}
+    known["frozen"].requires_grad_(False)
+
+    def new() -> SplitAdamW:
+        named = ((name, p) for name, p in known.items() if only in ("", name))
+        return SplitAdamW(named, AdamSettings(state=state, weight_decay=0.1, max_norm=0.0))
+
+    adam = new()
+    for step in range(6):
+        for name, parameter in known.items():
+            grad = torch.randn(parameter.shape, generator=draw) * (1.0 if name == "b" else loud)
+            if parameter.requires_grad and not (name == "b" and step in (1, 4)):
+                parameter.grad = grad.to(dtype)
+        adam.step(1e-2, torch.ones(()))
+        for parameter in known.values():
+            parameter.grad = None
+        if resumed and step == 2:
+            kept, steps = {name: t.clone() for name, t in adam.state_tensors().items()}, adam.steps
+            adam = new()
+            adam.steps = steps
+            for name, tensor in adam.state_tensors().items():
+                tensor.copy_(kept[name])
+    return {name: p.detach().clone() for name, p in known.items()}, adam.state_tensors()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_parameters_updated_together_end_as_if_updated_alone(dtype: torch.dtype) -> None:
+    together, state = three("fp32", dtype)
+    for name in ("a", "b", "c"):
+        alone, own = three("fp32", dtype, only=name)
+        assert torch.equal(together[name], alone[name])
+        assert all(torch.equal(state[slot], tensor) for slot, tensor in own.items())
+
+
+@pytest.mark.parametrize("kind", ["fp32", "bf16", "8bit"])
+def test_parameters_updated_together_leave_each_other_alone(kind: str) -> None:
+    quiet, quiet_state = three(kind, torch.bfloat16)
+    loud, loud_state = three(kind, torch.bfloat16, loud=1000.0)
+    assert torch.equal(quiet["b"], loud["b"])
+    own = [slot for slot in quiet_state if slot.startswith("b/")]
+    assert own
+    assert all(torch.equal(quiet_state[slot], loud_state[slot]) for slot in own)
+    resumed, resumed_state = three(kind, torch.bfloat16, resumed=True)
+    assert all(torch.equal(quiet[name], resumed[name]) for name in quiet)
+    assert all(torch.equal(quiet_state[slot], resumed_state[slot]) for slot in quiet_state)
+
+
 def test_clipping_goes_by_the_global_norm() -> None:
     two = {"a": torch.nn.Parameter(torch.zeros(3)), "b": torch.nn.Parameter(torch.zeros(4).bfloat16())}
     two["a"].grad, two["b"].grad = torch.full((3,), 2.0), torch.full((4,), -1.0).bfloat16()

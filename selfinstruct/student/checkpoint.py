@@ -25,6 +25,8 @@ from selfinstruct.student.parallel import Group
 
 _NAME = re.compile(r"checkpoint-(\d{8})")
 _FILE_BYTES = 4 << 30
+# What several processes wrote parts of before checkpoints named it.
+_BEFORE = "weights"
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,8 +95,9 @@ def scheme(run: Path) -> str:
     """Which parts the processes of a run's newest checkpoint wrote, a scheme's name; "" without one."""
     found = newest(run)
     try:
-        return str(json.loads((found / "state.json").read_text(encoding="utf-8")).get("shard", "")) if found else ""
-    except (OSError, ValueError, AttributeError):
+        state = json.loads((found / "state.json").read_text(encoding="utf-8")) if found else {"world": 1}
+        return str(state.get("shard", _BEFORE if int(state["world"]) > 1 else ""))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return ""  # ``restore`` says what is wrong with it
 
 
@@ -103,7 +106,7 @@ def restore(folder: Path, optimizer: SplitAdamW, group: Group) -> Position:
     try:
         state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
         position, updates, world = Position(int(state["step"]), int(state["tokens"])), state["updates"], state["world"]
-        parts = state.get("shard", optimizer.share.name)
+        parts = state.get("shard", _BEFORE if optimizer.share.name else "")
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DamagedFile(f"{folder}: cannot be read ({error})", hint=f"remove it: rm -r {folder}") from error
     if world != group.world:

@@ -109,15 +109,17 @@ class _Run:
     def _loop(self, start: int, last: int) -> int:
         """Steps ``start`` to ``last``; how many steps are done in all. A step is read while the next one computes."""
         waiting: StepResult | None = None
+        before: StepResult | None = None
         for step in range(start, last):
-            current = self.trainer.step(step)
+            current = self.trainer.step(step, told=bool(self.stop_signal))
             if waiting is not None:
                 self._report(waiting)
             waiting = current
             done = step + 1
             due = self.ledger.due
             evaluates, saves = due(done, self.runtime.eval_every), due(done, self.runtime.save_every)
-            stops = self._stopped()
+            stops = self._stopped(before)
+            before = current
             if evaluates or saves or stops or done == last:
                 self._report(waiting)
                 waiting = None
@@ -129,15 +131,15 @@ class _Run:
                 return done
         return last
 
-    def _stopped(self) -> bool:
-        """Whether any process was told to stop: all must leave the loop at the same step."""
+    def _stopped(self, before: StepResult | None) -> bool:
+        """Whether to leave the loop. Of several processes all leave it at the same step: one after the step with which
+        any of them told the others of its signal."""
         if self.group.world == 1:
             return bool(self.stop_signal)
-        told = self.group.sum(torch.tensor(float(self.stop_signal), device=self.prepared.device)).item()
-        # Only ever set here: a signal that came while the others were asked is for the next step to tell.
+        told = before is not None and before.told()
         if told and not self.stop_signal:
             self.stop_signal = signal.SIGTERM
-        return bool(told)
+        return told
 
     def _resume(self) -> int:
         """Load the newest checkpoint, if any; the first step to take."""

@@ -146,13 +146,14 @@ def predict(
     scheme: str = "states",
     accumulates: bool = True,
     label_share: float = 1.0,
+    longest: int = 0,
     bytes_per_number: int = 2,
 ) -> Plan:
     """Bytes at the peak of a step with micro-batches of ``tokens`` tokens, on each of ``world`` processes.
 
     The peak is at the start of the second backward pass of a step: all gradients are there already. A step of one
-    micro-batch (not ``accumulates``) frees activations as its gradients grow. ``label_share`` of the tokens have a
-    label: only they meet the head.
+    micro-batch (not ``accumulates``) frees activations as its gradients grow. Only tokens with a label
+    meet the head: all of a row of ``longest`` tokens, and ``label_share`` of the others.
     """
     adapters = shape.lora_parameters(rank, targets)
     trained = shape.parameters if method == "full" else adapters
@@ -166,7 +167,8 @@ def predict(
         activations += tokens * shape.layers * 14 * rank * bytes_per_number
         if method == "qlora":
             activations += 3 * shape.width * shape.feed_forward  # one dequantised map, and its transpose for a while
-    labels = tokens * label_share
+    full = min(tokens, longest)
+    labels = full + (tokens - full) * label_share
     chunk = min(4096.0, labels)
     master = 0 if wide else 2
     splits_weights = world > 1 and scheme == "weights"
@@ -227,7 +229,7 @@ def choose(
     for state, way, size, depth in tries:
         plan = predict(
             shape, method, tokens=size, adam_state=state, checkpointed_layers=depth, world=world, scheme=way,
-            accumulates=size < step_tokens, **options,
+            accumulates=size < step_tokens, longest=longest, **options,
         )  # fmt: skip
         if plan.total <= usable:
             said = _reason(plan, usable, states[0], sizes[0], tokens)

@@ -21,8 +21,6 @@ from selfinstruct.student.trainee import check_supported, located
 
 # On a CPU nothing is gained by larger ones.
 _CPU_TOKENS = 4096
-# How much denser in labels a micro-batch may be than the densest step: rows are dealt by length, not by labels.
-_UNEVEN = 1.15
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,7 +147,7 @@ def plan_for(
         shape, recipe.method, free,
         step_tokens=-(-int(totals.max()) // group.world), longest=longest, adam_state=runtime.adam_state,
         tokens=max(runtime.tokens, longest) if runtime.tokens else 0,
-        checkpointed_layers=runtime.checkpointed_layers, label_share=min(1.0, _UNEVEN * share), **options,
+        checkpointed_layers=runtime.checkpointed_layers, label_share=share, **options,
     )  # fmt: skip
     if found is None:
         raise EnvironmentFault(

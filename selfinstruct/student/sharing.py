@@ -33,6 +33,22 @@ _gather: Callable[..., Any] = getattr(dist, "all_gather_single", None) or dist.a
 _GRAIN = 256
 
 
+def _begin_together(exchange: Callable[..., Any], pairs: list[tuple[torch.Tensor, torch.Tensor]]) -> list[Any]:
+    """Begin to exchange each (output, input); what to wait for. NCCL does all in one launch.
+
+    Gloo gains nothing by that, and takes harm: its two threads write the name of what they have done into one string
+    without a lock. The long name of a coalesced gather lies on the heap, and is written there after it was freed.
+    """
+    if not pairs:
+        return []
+    if dist.get_backend() != "nccl":
+        return [exchange(output, source, async_op=True) for output, source in pairs]
+    with _coalescing_manager(async_ops=True) as together:
+        for output, source in pairs:
+            exchange(output, source)
+    return [together]
+
+
 class Alone:
     """One process: it holds everything. Also what the others are told in terms of.
 
@@ -114,10 +130,10 @@ class States(Alone):
         self._rank, self._world = rank, world
         self._owner: dict[nn.Parameter, int] = {}
         self._bucket: dict[nn.Parameter, int] = {}
-        self._sizes: list[int] = []
+        self._members: list[list[nn.Parameter]] = []
+        self._grown: list[int] = []
         self._gathering: list[nn.Parameter] = []
         self._summing = False
-        self._grown: dict[int, list[nn.Parameter]] = {}
         self._sums: list[Any] = []
         self._coming: dict[int, list[Any]] = {}
         self._assign([p for _, p in trainee.named_trained()])
@@ -138,9 +154,10 @@ class States(Alone):
 
     def _add(self, module: nn.Module, parameters: list[nn.Parameter]) -> None:
         """A bucket; ``module`` computes with it, and waits for it."""
-        number = len(self._sizes)
+        number = len(self._members)
         trained = [p for p in parameters if p.requires_grad]
-        self._sizes.append(len(trained))
+        self._members.append(trained)
+        self._grown.append(0)
         for parameter in trained:
             self._bucket[parameter] = number
             parameter.register_post_accumulate_grad_hook(self._grows)
@@ -175,23 +192,22 @@ class States(Alone):
         """A gradient is complete on this process; with the last one of a bucket, begin to sum it."""
         if self._summing:
             number = self._bucket[parameter]
-            self._grown.setdefault(number, []).append(parameter)
-            if len(self._grown[number]) == self._sizes[number]:
+            self._grown[number] += 1
+            if self._grown[number] == len(self._members[number]):
                 self._sum_bucket(number)
 
     def _sum_bucket(self, number: int) -> None:
-        whole = [(p, super(States, self).gradient(p).view(-1)) for p in self._grown.pop(number)]
+        """In the order of the model: autograd's order need not be that of the other processes."""
+        whole = [(p, p.grad.detach().view(-1)) for p in self._members[number] if p.grad is not None]
         even = [(self._own(p, flat), flat) for p, flat in whole if p not in self._owner]
-        if even:
-            with _coalescing_manager(async_ops=True) as together:
-                for own, flat in even:
-                    _scatter(own, flat)
-            self._sums.append(together)
+        self._sums += _begin_together(_scatter, even)
         self._sums += [dist.reduce(flat, self._owner[p], async_op=True) for p, flat in whole if p in self._owner]
 
     def sum_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
-        for number in sorted(self._grown):  # parameters without a gradient have kept a bucket open
-            self._sum_bucket(number)
+        for number, members in enumerate(self._members):
+            if self._grown[number] < len(members):  # parameters that the last pass gave no gradient kept it open
+                self._sum_bucket(number)
+            self._grown[number] = 0
         for work in self._sums:
             work.wait()
         self._sums.clear()
@@ -214,12 +230,8 @@ class States(Alone):
             return
         parameters, self._gathering = self._gathering, []
         works = self._coming.setdefault(self._bucket[parameters[0]], [])
-        even = [p for p in parameters if p not in self._owner]
-        if even:
-            with _coalescing_manager(async_ops=True) as together:
-                for parameter in even:
-                    _gather(parameter.detach().view(-1), self.weight(parameter))
-            works.append(together)
+        even = [(p.detach().view(-1), self.weight(p)) for p in parameters if p not in self._owner]
+        works += _begin_together(_gather, even)
         works += [
             dist.broadcast(p.detach().view(-1), self._owner[p], async_op=True) for p in parameters if p in self._owner
         ]

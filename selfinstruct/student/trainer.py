@@ -35,10 +35,18 @@ class StepResult:
 
     def read(self) -> tuple[float, float]:
         """(loss, norm of the gradient before clipping); waits for this step, not for what was begun after it."""
+        loss, norm, _ = self._read()
+        return loss, norm
+
+    def told(self) -> bool:
+        """Whether any process was ``told`` something when it took this step; waits as ``read`` does."""
+        return self._read()[2] > 0
+
+    def _read(self) -> list[float]:
         if self._ready is not None:
             self._ready.synchronize()
-        loss, norm = self._numbers.tolist()
-        return loss, norm
+        found: list[float] = self._numbers.tolist()
+        return found
 
 
 class Trainer:
@@ -85,17 +93,18 @@ class Trainer:
         for own in batches.cut(lengths, budget, self.group.world)[self.group.rank]:
             yield batches.join(source, [rows[i] for i in own], longest=longest, device=self.device)
 
-    def step(self, step: int) -> StepResult:
-        """Learn from the rows of step ``step`` (from 0)."""
+    def step(self, step: int, *, told: bool = False) -> StepResult:
+        """Learn from the rows of step ``step`` (from 0). ``told`` reaches every process with the result."""
         rows = self.rows_of(step)
         labels = int(self.tokens.labels[rows].sum())
         self.trainee.train()
-        loss = self.share.sum(self.backward(rows, labels))
+        loss = self.backward(rows, labels)
+        sums = self.share.sum(torch.stack([loss, torch.full_like(loss, float(told))]))
         norm = self.share.total(self.optimizer.squares()).sqrt()
         lr = learning_rate(step, self.steps, self.recipe.lr, self.recipe.warmup_steps(self.steps), self.recipe.schedule)
         self.optimizer.step(lr, norm)
         self.optimizer.zero_grad()
-        numbers, ready = _on_its_way(torch.stack([loss, norm]))
+        numbers, ready = _on_its_way(torch.stack([sums[0], norm, sums[1]]))
         return StepResult(step, lr, int(self.tokens.lengths[rows].sum()), labels, numbers, ready)
 
     def backward(self, rows: list[int], labels: int) -> torch.Tensor:
