@@ -111,7 +111,8 @@ class _Run:
         waiting: StepResult | None = None
         before: StepResult | None = None
         for step in range(start, last):
-            current = self.trainer.step(step, told=bool(self.stop_signal))
+            self.trainer.tells = bool(self.stop_signal)
+            current = self.trainer.step(step)
             if waiting is not None:
                 self._report(waiting)
             waiting = current

@@ -39,7 +39,7 @@ class StepResult:
         return loss, norm
 
     def told(self) -> bool:
-        """Whether any process was ``told`` something when it took this step; waits as ``read`` does."""
+        """Whether any process had something to tell (``Trainer.tells``) at this step; waits as ``read`` does."""
         return self._read()[2] > 0
 
     def _read(self) -> list[float]:
@@ -73,6 +73,7 @@ class Trainer:
         self.group = group or Group()
         self.device = torch.device(device)
         self.share = optimizer.share
+        self.tells = False
         self.longest = rounded_up(int(tokens.lengths.max()))
         self._order = functools.lru_cache(maxsize=2)(lambda epoch: batches.epoch_order(len(tokens), recipe.seed, epoch))
 
@@ -93,13 +94,13 @@ class Trainer:
         for own in batches.cut(lengths, budget, self.group.world)[self.group.rank]:
             yield batches.join(source, [rows[i] for i in own], longest=longest, device=self.device)
 
-    def step(self, step: int, *, told: bool = False) -> StepResult:
-        """Learn from the rows of step ``step`` (from 0). ``told`` reaches every process with the result."""
+    def step(self, step: int) -> StepResult:
+        """Learn from the rows of step ``step`` (from 0). What this process ``tells`` reaches all with the result."""
         rows = self.rows_of(step)
         labels = int(self.tokens.labels[rows].sum())
         self.trainee.train()
         loss = self.backward(rows, labels)
-        sums = self.share.sum(torch.stack([loss, torch.full_like(loss, float(told))]))
+        sums = self.share.sum(torch.stack([loss, torch.full_like(loss, float(self.tells))]))
         norm = self.share.total(self.optimizer.squares()).sqrt()
         lr = learning_rate(step, self.steps, self.recipe.lr, self.recipe.warmup_steps(self.steps), self.recipe.schedule)
         self.optimizer.step(lr, norm)
