@@ -98,7 +98,22 @@ class Alone:
         """Wait until every weight is there: before weights are read in any way but a forward pass."""
 
 
-class Copies(Alone):
+class _Several(Alone):
+    """Processes that add up what each has."""
+
+    def sum(self, value: torch.Tensor) -> torch.Tensor:
+        dist.all_reduce(value)
+        return value
+
+
+class _Parts(_Several):
+    """Processes whose gradients, once summed, lie in parts."""
+
+    def total(self, squares: torch.Tensor) -> torch.Tensor:
+        return self.sum(squares)
+
+
+class Copies(_Several):
     """Every process holds everything; gradients are summed in one exchange."""
 
     def sum_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
@@ -112,12 +127,8 @@ class Copies(Alone):
         for gradient, summed in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
             gradient.copy_(summed.view_as(gradient))
 
-    def sum(self, value: torch.Tensor) -> torch.Tensor:
-        dist.all_reduce(value)
-        return value
 
-
-class States(Alone):
+class States(_Parts):
     """Whole weights everywhere; each process updates its own part of every parameter.
 
     A parameter whose size does not divide evenly is updated as a whole by one process, the one that has least to do.
@@ -212,13 +223,6 @@ class States(Alone):
             work.wait()
         self._sums.clear()
 
-    def sum(self, value: torch.Tensor) -> torch.Tensor:
-        dist.all_reduce(value)
-        return value
-
-    def total(self, squares: torch.Tensor) -> torch.Tensor:
-        return self.sum(squares)
-
     def updated(self, parameter: nn.Parameter) -> None:
         if self._gathering and self._bucket[self._gathering[0]] != self._bucket[parameter]:
             self.all_updated()
@@ -243,7 +247,7 @@ class States(Alone):
         self._coming.clear()
 
 
-class Weights(Alone):
+class Weights(_Parts):
     """FSDP2: every parameter is split over all processes and gathered when its layer computes.
 
     Weights stay in their dtype; the optimizer keeps the exact masters of its own part.
@@ -266,13 +270,6 @@ class Weights(Alone):
 
     def gradient(self, parameter: nn.Parameter) -> torch.Tensor:
         return _local(super().gradient(parameter))
-
-    def sum(self, value: torch.Tensor) -> torch.Tensor:
-        dist.all_reduce(value)
-        return value
-
-    def total(self, squares: torch.Tensor) -> torch.Tensor:
-        return self.sum(squares)
 
 
 def _local(tensor: Any) -> torch.Tensor:
