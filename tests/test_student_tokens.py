@@ -170,6 +170,24 @@ def test_a_step_is_cut_into_even_parts_and_no_row_is_lost(world: int) -> None:
         assert max(sum(lengths[i] for i in b) for own in parts for b in own) <= 1000
 
 
+@pytest.mark.parametrize("world", [1, 2, 3])
+def test_the_heaviest_step_of_all_epochs_is_found(world: int) -> None:
+    rng = np.random.default_rng(world)
+    for seed in range(20):
+        lengths = rng.integers(5, 400, size=int(rng.integers(1, 60)))
+        labels = rng.integers(0, lengths + 1)
+        batch, steps = int(rng.integers(1, 12)), int(rng.integers(1, 25))
+        most, share = batches.heaviest(lengths, labels, batch, seed, steps, world)
+        drawn = [batches.step_rows(len(lengths), batch, seed, step) for step in range(steps)]
+        assert share == max(labels[rows].sum() / lengths[rows].sum() for rows in drawn)
+        # Every step fits micro-batches of that size, one for each process, and one does not fit smaller ones.
+        assert all(len(batches.cut(lengths[rows].tolist(), most, world)[0]) == 1 for rows in drawn)
+        smaller = [rows for rows in drawn if lengths[rows].max() < most]
+        assert len(smaller) < len(drawn) or any(
+            len(batches.cut(lengths[rows].tolist(), most - 1, world)[0]) > 1 for rows in smaller
+        )
+
+
 def test_a_row_beyond_the_budget_is_refused_with_the_remedy() -> None:
     with pytest.raises(UsageError) as caught:
         batches.cut([100, 600], 512)

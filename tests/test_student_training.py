@@ -63,17 +63,25 @@ def fresh_model(kernel: str = "sdpa") -> Any:
 
 def trainer_of(tokens: Tokens, budget: int, **changes: Any) -> Trainer:
     trainee = assemble(fresh_model(), **changes)
-    optimizer = SplitAdamW(trainee.named_trained(), AdamSettings(weight_decay=0.1))
+    optimizer = SplitAdamW(trainee.named_trained(), AdamSettings(weight_decay=RECIPE.weight_decay))
     return Trainer(trainee, optimizer, tokens, RECIPE, steps=12, budget=budget)
 
 
 def padded_losses(tokens: Tokens, steps: int, size: int = 4) -> list[float]:
-    """A padded trainer: transformers' own loss on padded micro-batches, torch's AdamW, clipping, the same order."""
+    """A padded trainer: transformers' own loss on padded micro-batches and its choice of what decays, torch's AdamW,
+    clipping, the same order."""
     from transformers import LlamaForCausalLM
+    from transformers import Trainer as PaddedTrainer
 
     torch.manual_seed(0)
     model = LlamaForCausalLM(tiny_config())
-    optimizer = torch.optim.AdamW(model.parameters(), lr=RECIPE.lr, weight_decay=0.1)
+    decaying = set(PaddedTrainer.get_decay_parameter_names(None, model))
+    assert 0 < len(decaying) < len(list(model.parameters()))
+    groups = [
+        {"params": [p for name, p in model.named_parameters() if (name in decaying) == decays], "weight_decay": decay}
+        for decays, decay in ((True, RECIPE.weight_decay), (False, 0.0))
+    ]
+    optimizer = torch.optim.AdamW(groups, lr=RECIPE.lr)
     losses = []
     for step in range(steps):
         rows = batches.step_rows(len(tokens), RECIPE.batch, RECIPE.seed, step)
@@ -90,7 +98,8 @@ def padded_losses(tokens: Tokens, steps: int, size: int = 4) -> list[float]:
             out.loss.backward()
             loss += float(out.loss.detach())
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.param_groups[0]["lr"] = learning_rate(step, 12, RECIPE.lr, 2, "cosine")
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(step, 12, RECIPE.lr, 2, "cosine")
         optimizer.step()
         optimizer.zero_grad()
         losses.append(loss)

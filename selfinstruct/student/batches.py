@@ -68,6 +68,29 @@ def step_rows(rows: int, batch: int, seed: int, step: int) -> NDArray[np.int64]:
     return epoch_order(rows, seed, epoch)[place * batch : (place + 1) * batch]
 
 
+def heaviest(
+    lengths: NDArray[np.int64], labels: NDArray[np.int64], batch: int, seed: int, steps: int, world: int = 1
+) -> tuple[int, float]:
+    """Of a whole run: (most tokens that one of ``world`` processes has of a step, greatest share of labels of a step).
+
+    ``lengths`` and ``labels`` are tokens of each row.
+    """
+    most, share = 0, 0.0
+    a_epoch = steps_per_epoch(len(lengths), batch)
+    for step in range(steps):
+        epoch, place = divmod(step, a_epoch)
+        if not place:
+            order = epoch_order(len(lengths), seed, epoch)
+        rows = order[place * batch : (place + 1) * batch]
+        own, total = lengths[rows], int(lengths[rows].sum())
+        share = max(share, float(labels[rows].sum()) / total)
+        # Dealing never gives a process more than an equal part and a row.
+        if total / world + int(own.max()) > most:
+            loads = (int(own[dealt].sum()) for [dealt] in cut(own.tolist(), total, world))
+            most = max(most, *loads)
+    return most, share
+
+
 def cut(lengths: Sequence[int], budget: int, world: int = 1) -> list[list[list[int]]]:
     """Deal a step's rows to ``world`` processes: for each, micro-batches as lists of indices into ``lengths``.
 

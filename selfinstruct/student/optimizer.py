@@ -2,7 +2,8 @@
 
 The update is elementwise: written once on flat tensors (``updates.py``), compiled to one fused kernel on a GPU, run as
 it is on a CPU. It is that of ``torch.optim.AdamW`` (decoupled weight decay, bias corrections) with global-norm clipping
-before. Beside the gradient a parameter takes 4 bytes with its master (``rounding.py``), and 8, 4 or 2.03 for moments.
+before; as there, and in the Hugging Face Trainer, only matrices decay, not norms and biases. Beside the gradient a
+parameter takes 4 bytes with its master (``rounding.py``), and 8, 4 or 2.03 for moments.
 """
 
 from __future__ import annotations
@@ -41,10 +42,11 @@ class AdamSettings:
 
 @dataclass(frozen=True, slots=True)
 class _Run:
-    """Parameters that are updated together, and their state in one piece."""
+    """Parameters that are updated together, and their state in one piece; ``decays`` holds for all of them."""
 
     names: list[str]
     kind: str
+    decays: bool
     state: dict[str, torch.Tensor]
 
 
@@ -65,6 +67,7 @@ class SplitAdamW:
         self.parameters = {name: parameter for name, parameter in parameters if parameter.requires_grad}
         weights = {name: self.share.weight(p) for name, p in self.parameters.items()}
         self._kinds = {name: self._kind(weight) for name, weight in weights.items()}
+        self._decays = {name: parameter.ndim > 1 for name, parameter in self.parameters.items()}
         self._state: dict[str, dict[str, torch.Tensor]] = {}
         self._runs = [self._new_run(names, weights) for names in self._small_together(weights)]
         self._device = next(iter(weights.values())).device if weights else torch.device("cpu")
@@ -87,7 +90,7 @@ class SplitAdamW:
         about: tuple[Any, ...] = ()
         for name, weight in weights.items():
             size = weight.numel()
-            own = (self._kinds[name], weight.dtype, weight.device)
+            own = (self._kinds[name], self._decays[name], weight.dtype, weight.device)
             joins = size < _SMALL and own == about and sum(weights[n].numel() for n in run) + size <= _TOGETHER
             if run and not joins:
                 yield run
@@ -103,7 +106,7 @@ class SplitAdamW:
         state = new_state(sum(sizes), weights[names[0]].device, kind)
         for name, end, size in zip(names, itertools.accumulate(sizes), sizes, strict=True):
             self._state[name] = {slot: _piece(t, end - size, end, sum(sizes)) for slot, t in state.items()}
-        return _Run(names, kind, state)
+        return _Run(names, kind, self._decays[names[0]], state)
 
     def state_tensors(self) -> dict[str, torch.Tensor]:
         """All state by ``parameter/slot``; the tensors themselves, to be saved from or loaded into."""
@@ -125,8 +128,10 @@ class SplitAdamW:
     def step(self, lr: float, grad_norm: torch.Tensor) -> None:
         """Update all parameters; ``grad_norm`` is the global norm (0-d, fp32) that clipping goes by."""
         self.steps += 1
-        numbers = self._numbers(lr, grad_norm)
+        with_decay = self._numbers(lr, grad_norm, self.settings.weight_decay)
+        without = self._numbers(lr, grad_norm, 0.0) if self.settings.weight_decay else with_decay
         for number, run in enumerate(self._runs):
+            numbers = with_decay if run.decays else without
             learning = [name for name in run.names if self.parameters[name].grad is not None]
             seed = torch.full((), _seed(self.steps, number), dtype=torch.int32, device=numbers.device)
             weights = [self.share.weight(self.parameters[name]) for name in learning]
@@ -143,13 +148,13 @@ class SplitAdamW:
                 self.share.updated(self.parameters[name])
         self.share.all_updated()
 
-    def _numbers(self, lr: float, grad_norm: torch.Tensor) -> torch.Tensor:
+    def _numbers(self, lr: float, grad_norm: torch.Tensor, decay: float) -> torch.Tensor:
         """(clip, lr, 1 - beta1, 1 - beta2, eps, decay, 1 - beta1**t, 1 - beta2**t), fp32, on the device.
 
         A tensor, because a compiled function is compiled anew for every new Python number.
         """
         s, t = self.settings, self.steps
-        rest = [lr, 1 - s.beta1, 1 - s.beta2, s.eps, s.weight_decay, 1 - s.beta1**t, 1 - s.beta2**t]
+        rest = [lr, 1 - s.beta1, 1 - s.beta2, s.eps, decay, 1 - s.beta1**t, 1 - s.beta2**t]
         clip = (s.max_norm / (grad_norm + 1e-6)).clamp(max=1.0) if s.max_norm > 0 else torch.ones_like(grad_norm)
         sent = torch.tensor(rest, dtype=torch.float32)
         if clip.is_cuda:  # pinned, so that the host does not wait for the backward pass here

@@ -85,7 +85,7 @@ def prepare(data: str, model: str, recipe: Recipe, runtime: Runtime, group: Grou
     check_supported(config)
     steps = max(1, round(recipe.epochs * batches.steps_per_epoch(len(train), recipe.batch)))
     runtime = _as_begun(run, runtime)
-    plan = plan_for(memory.shape_of(config), recipe, runtime, train, device, dtype, kernel, group)
+    plan = plan_for(memory.shape_of(config), recipe, runtime, train, device, dtype, kernel, group, steps)
     return Prepared(
         data, model, recipe, tokenizer, template, train, validation, steps, memory.shape_of(config), config,
         device, dtype, kernel, plan, source,
@@ -117,7 +117,7 @@ def place(runtime: Runtime, group: Group) -> tuple[torch.device, torch.dtype]:
 
 def plan_for(
     shape: memory.Shape, recipe: Recipe, runtime: Runtime, train: Tokens, device: torch.device, dtype: torch.dtype,
-    kernel: attention.Choice, group: Group,
+    kernel: attention.Choice, group: Group, steps: int,
 ) -> memory.Plan:  # fmt: skip
     """How to run on this device; EnvironmentFault with the remedy when nothing would fit."""
     longest = int(train.lengths.max())
@@ -138,14 +138,11 @@ def plan_for(
             **{**options, "scheme": memory.SCHEMES[0] if runtime.shard == "auto" else runtime.shard},
         )  # fmt: skip
         return replace(plan, reason="on a CPU")
-    order = batches.epoch_order(len(train), recipe.seed, 0)
-    begins = np.arange(0, len(order), recipe.batch)
-    totals = np.add.reduceat(train.lengths[order], begins)
-    share = float((np.add.reduceat(train.labels[order], begins) / totals).max())
+    most, share = batches.heaviest(train.lengths, train.labels, recipe.batch, recipe.seed, steps, group.world)
     free = torch.cuda.mem_get_info(device)[0] + memory.BEGUN
     found = memory.choose(
         shape, recipe.method, free,
-        step_tokens=-(-int(totals.max()) // group.world), longest=longest, adam_state=runtime.adam_state,
+        step_tokens=most, longest=longest, adam_state=runtime.adam_state,
         tokens=max(runtime.tokens, longest) if runtime.tokens else 0,
         checkpointed_layers=runtime.checkpointed_layers, label_share=share, **options,
     )  # fmt: skip

@@ -228,16 +228,15 @@ class Bench:
             )
         recipe = Recipe("benchmark", batch=self.recipe.batch, lr=1e-5, method=method)
         steps = batches.steps_per_epoch(len(self.tokens), recipe.batch)
-        totals = [
-            int(self.tokens.lengths[o].sum())
-            for o in np.array_split(batches.epoch_order(len(self.tokens), recipe.seed, 0), steps)
-        ]
+        most, share = batches.heaviest(
+            self.tokens.lengths, self.tokens.labels, recipe.batch, recipe.seed, steps, self.group.world
+        )
         free = torch.cuda.mem_get_info()[0] + 2 * self.shape.parameters + memory.CONTEXT if self.cuda else 1 << 50
         if method == "qlora":
             free = 8 << 30  # the bar: a peak of at most 8 GiB
         plan = memory.choose(
-            self.shape, method, free, step_tokens=max(totals) // self.group.world,
-            longest=int(self.tokens.lengths.max()),
+            self.shape, method, free, step_tokens=most,
+            longest=int(self.tokens.lengths.max()), label_share=share,
             adam_state=state, tokens=self.args.tokens, compiled=compiled and method != "qlora", world=self.group.world,
             scheme=self.args.shard, bytes_per_number=2 if self.cuda else 4,
         )  # fmt: skip
