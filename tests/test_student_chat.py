@@ -57,9 +57,13 @@ def test_old_turns_are_forgotten_when_the_room_ends_and_the_user_is_told(folder:
     for _ in range(6):
         list(talk.say("many words " * 12))
     assert forgotten
+    told, before = list(forgotten), list(talk._turns)
     with pytest.raises(UsageError, match="too long"):
         list(talk.say("many words " * 300))
-    assert "".join(talk.say("short")) is not None
+    assert forgotten == told
+    assert talk._turns == before
+    list(talk.say("short"))
+    assert [turn["content"] for turn in talk._turns[-4:-1]] == [*(turn["content"] for turn in before[-2:]), "short"]
     talk.close()
 
 

@@ -108,8 +108,8 @@ def test_the_plan_reads_the_shape_of_a_model(made: tuple[str, str]) -> None:
         (["ROWS", "--model", "MODEL", "--max-length", "20"], 2, "fill 20 tokens"),
         (["ROWS", "--model", "MODEL", "--attention", "varlen"], 2, "needs a GPU"),
         (["ROWS", "--model", "MODEL", "--adam-state", "4bit"], 2, "no Adam state '4bit'"),
-        (["ROWS", "--model", "MODEL", "--set", "warmth=1"], 2, "no such setting"),
-        (["ROWS", "--model", "MODEL", "--set", "lora_alpha=x"], 2, "of type int"),
+        (["ROWS", "--model", "MODEL", "--set", "warmth=1"], 2, "no setting 'warmth'"),
+        (["ROWS", "--model", "MODEL", "--set", "lora_alpha=x"], 2, "lora_alpha is 'x'"),
     ],
 )
 def test_mistakes_are_told_with_a_remedy(

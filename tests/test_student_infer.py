@@ -13,7 +13,7 @@ pytest.importorskip("transformers", reason="the student room needs transformers"
 from student_tiny import tiny_model, write_rows
 
 from selfinstruct.errors import DamagedFile, EnvironmentFault, IdentityError, OutputError, UsageError
-from selfinstruct.student import answers, infer_plan, questions
+from selfinstruct.student import answers, infer_plan, questions, weights
 from selfinstruct.student.infer import InferOptions, Outcome, infer
 from selfinstruct.student.memory import CARDS, LLAMA_7B
 from selfinstruct.student.questions import Question
@@ -86,6 +86,26 @@ def test_a_changed_row_is_answered_again(folder: Path, tmp_path: Path) -> None:
     assert answer(folder, tmp_path / "out.jsonl", rows).answered == 1
     assert lines(tmp_path / "out.jsonl")[1]["instruction"] == "another one"
     assert lines(tmp_path / "out.jsonl")[0]["reference"] == "a better one"
+
+
+def test_answers_to_other_questions_are_not_destroyed(folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out.jsonl"
+    answer(folder, out, [Question(0, "first"), Question(1, "second")])
+    before = out.read_bytes()
+    with pytest.raises(IdentityError, match="2 answers to other questions"):
+        answer(folder, out, [Question(0, "quite another")])
+    assert out.read_bytes() == before
+
+
+def test_vllm_gets_the_end_tokens_of_the_models_settings(tmp_path: Path) -> None:
+    model = tiny_model(tmp_path / "tiny")
+    settings = json.loads((model / "generation_config.json").read_text())
+    (model / "generation_config.json").write_text(json.dumps({**settings, "eos_token_id": [2, 5]}))
+    loaded = weights.load(str(model))
+    alone = weights.end_ids(loaded.template, loaded.tokenizer, weights.load_generation_config(loaded.source))
+    assert alone == loaded.end_ids >= {2, 5}
+    (model / "generation_config.json").unlink()
+    assert weights.load_generation_config(loaded.source).eos_token_id == loaded.model.config.eos_token_id
 
 
 def test_a_prompt_without_room_gets_an_empty_answer(folder: Path, tmp_path: Path) -> None:

@@ -311,8 +311,20 @@ def test_recipes_are_the_published_ones() -> None:
     )
     assert recipe(None, "lora").lr == 2e-4
     assert stanford.warmup_steps(1221) == 37
-    with pytest.raises(UsageError, match="batch is 0"):
-        recipe(None, batch=0)
+    assert recipe(None, lora_targets="q_proj,v_proj", loss_on_prompt="true", epochs="2").lora_targets == (
+        "q_proj",
+        "v_proj",
+    )
+
+
+@pytest.mark.parametrize(
+    ("setting", "value"),
+    [("batch", 0), ("epochs", float("inf")), ("epochs", float("nan")), ("epochs", "0"), ("lr", -1.0), ("seed", -1),
+     ("seed", 2**32), ("schedule", "sine"), ("lora_dropout", 1.0), ("loss_on_prompt", "maybe"), ("hold_out", 1.5)],
+)  # fmt: skip
+def test_numbers_that_make_no_sense_are_refused_by_name(setting: str, value: object) -> None:
+    with pytest.raises(UsageError, match=f"{setting} is "):
+        recipe(None, **{setting: value})
 
 
 def test_the_schedule_is_the_transformers_one() -> None:

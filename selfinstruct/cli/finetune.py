@@ -100,9 +100,10 @@ def finetune(
         from selfinstruct.errors import UsageError
         from selfinstruct.student import recipes
 
-        flags = {"template": template, "epochs": epochs, "batch": batch, "lr": lr, "max_length": max_length,
+        named = {"template": template, "epochs": epochs, "batch": batch, "lr": lr, "max_length": max_length,
                  "hold_out": hold_out, "lora_rank": lora_rank, "seed": seed}  # fmt: skip
-        chosen = recipes.recipe(recipe, method, **{**flags, **recipes.assigned(settings or ())})
+        flags = {name: value for name, value in named.items() if value is not None}
+        chosen = recipes.recipe(recipe, method, **{**options.assigned(settings), **flags})
         if plan:
             return _plan(model, chosen, as_json=json)
         if not (data and model and run):

@@ -1,7 +1,8 @@
 """The file of answers: appended to while they come, one line each, and put in order when all are there.
 
-A killed command loses what it had not written, and the next one goes on. Each row names the settings that made it,
-so that answers of two kinds never mix. Parquet cannot be appended to: its rows gather in ``OUT.partial.jsonl``.
+A command that is killed loses what it had not written, and the next one goes on. Each row names the settings that
+made it, so that answers of two kinds never mix. Parquet cannot be appended to: its rows gather in
+``OUT.partial.jsonl``.
 """
 
 from __future__ import annotations
@@ -11,8 +12,9 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
+from selfinstruct.durable import replacing, unfinished
 from selfinstruct.errors import DamagedFile, IdentityError, OutputError, UsageError
 from selfinstruct.student.lock import held
 from selfinstruct.student.questions import Question
@@ -34,7 +36,10 @@ class Answers:
         self._stream: Any = None
 
     def load(self, questions: list[Question]) -> list[Question]:
-        """Read what is there; the questions that are still open. IdentityError when other settings made it."""
+        """Read what is there; the questions that are still open.
+
+        IdentityError when other settings made it, or when nothing in it answers any of the questions.
+        """
         found = _read_parquet(self.out) if self.out.suffix == ".parquet" and self.out.exists() else []
         found += list(self._read_journal())
         asked = {question.row: question for question in questions}
@@ -47,6 +52,10 @@ class Answers:
             question = asked.get(row["row"])
             if question and (question.instruction, question.input) == (row.get("instruction"), row.get("input")):
                 self._rows[question.row] = {**row, "reference": question.reference}
+        if found and questions and not self._rows:
+            raise IdentityError(
+                f"{self.out}: holds {len(found)} answers to other questions", hint="name another file with -o"
+            )
         return [question for question in questions if question.row not in self._rows]
 
     def add(self, question: Question, output: str, generator: str, finish: str, tokens: tuple[int, int]) -> None:
@@ -64,7 +73,7 @@ class Answers:
             "completion_tokens": tokens[1],
         }
         self._rows[question.row] = row
-        self._stream.write((json.dumps(row, ensure_ascii=False) + "\n").encode("utf-8", "replace"))
+        self._stream.write(_line(row))
 
     def flush(self) -> None:
         """Let the rows survive this process."""
@@ -74,16 +83,11 @@ class Answers:
         """Put the rows in order, whole or not at all."""
         ordered = [{name: row.get(name) for name in _COLUMNS} for _, row in sorted(self._rows.items())]
         self._stream.close()
-        temporary = self.out.with_name(f".{self.out.name}.tmp")
-        if self.out.suffix == ".parquet":
-            _write_parquet(temporary, ordered)
-        else:
-            with temporary.open("wb") as stream:
-                for row in ordered:
-                    stream.write((json.dumps(row, ensure_ascii=False) + "\n").encode("utf-8", "replace"))
-        with temporary.open("rb+") as stream:
-            os.fsync(stream.fileno())
-        temporary.replace(self.out)
+        with replacing(self.out, unfinished(self.out)) as stream:
+            if self.out.suffix == ".parquet":
+                _write_parquet(stream, ordered)
+            else:
+                stream.writelines(_line(row) for row in ordered)
         if self._journal != self.out:
             self._journal.unlink(missing_ok=True)
 
@@ -130,6 +134,10 @@ def opened(out: Path, settings: str, questions: list[Question]) -> Iterator[tupl
             answers.close()
 
 
+def _line(row: Mapping[str, Any]) -> bytes:
+    return (json.dumps(row, ensure_ascii=False) + "\n").encode("utf-8", "replace")
+
+
 def _read_parquet(path: Path) -> list[dict[str, Any]]:
     import pyarrow.lib
     import pyarrow.parquet
@@ -143,10 +151,10 @@ def _read_parquet(path: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def _write_parquet(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+def _write_parquet(stream: IO[bytes], rows: Sequence[Mapping[str, Any]]) -> None:
     import pyarrow as pa
     import pyarrow.parquet
 
     kinds = {"row": pa.int64(), "prompt_tokens": pa.int64(), "completion_tokens": pa.int64()}
     schema = pa.schema([(name, kinds.get(name, pa.string())) for name in _COLUMNS])
-    pyarrow.parquet.write_table(pa.Table.from_pylist(list(rows), schema=schema), path, compression="zstd")
+    pyarrow.parquet.write_table(pa.Table.from_pylist(list(rows), schema=schema), stream, compression="zstd")

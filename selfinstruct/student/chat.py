@@ -49,8 +49,10 @@ class Chat:
 
     def say(self, text: str) -> Iterator[str]:
         """The reply to ``text``, piece by piece. A reply that is broken off is remembered as far as it came."""
-        self._turns.append({"role": "user", "content": text})
-        ids = self._fitting()
+        turns, ids = self._fitting([*self._turns, {"role": "user", "content": text}])
+        if forgotten := (len(self._turns) + 1 - len(turns)) // 2:
+            self._on_forget(forgotten)
+        self._turns = turns
         self._count += 1
         how = Sampling(
             self._sampling.temperature, self._sampling.top_p, self._sampling.min_p, self._sampling.seed + self._count
@@ -81,18 +83,13 @@ class Chat:
         for news in self._engine.run():
             yield news.tokens
 
-    def _fitting(self) -> list[int]:
-        """Ids of the conversation, shortened until a reply has room. UsageError when the last turn is too long."""
-        forgotten = 0
+    def _fitting(self, turns: list[dict[str, str]]) -> tuple[list[dict[str, str]], list[int]]:
+        """(newest turns, their ids) that leave room for a reply. UsageError when the last turn alone is too long."""
+        system = [{"role": "system", "content": self._system}] if self._system else []
         while True:
-            system = [{"role": "system", "content": self._system}] if self._system else []
-            ids = encode_dialogue(self._loaded.template, self._loaded.tokenizer, [*system, *self._turns])
+            ids = encode_dialogue(self._loaded.template, self._loaded.tokenizer, [*system, *turns])
             if len(ids) + min(self._new, self._context // 4) <= self._context:
-                if forgotten:
-                    self._on_forget(forgotten)
-                return ids
-            if len(self._turns) < 3:
-                self._turns.pop()
+                return turns, ids
+            if len(turns) < 3:
                 raise UsageError(f"that is {len(ids)} tokens, too long for {self._context}", hint="say it shorter")
-            del self._turns[:2]
-            forgotten += 1
+            turns = turns[2:]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -81,6 +81,7 @@ class Engine:
     def __init__(self, model: Any, config: EngineConfig, end_ids: Collection[int]) -> None:
         self.config = config
         self._end_ids = np.array(sorted(end_ids), dtype=np.int64)
+        self._words = int(model.get_input_embeddings().weight.shape[0])
         self._decoder = _build(model, config)
         self._waiting: deque[Request] = deque()
         self._running: list[_Running] = []
@@ -96,11 +97,20 @@ class Engine:
         """(running, waiting)."""
         return len(self._running), len(self._waiting)
 
+    def check(self, prompt: Sequence[int]) -> None:
+        """UsageError for ids that would be read beyond the embedding: a tokenizer may know more than its model."""
+        foreign = next((number for number in prompt if not 0 <= number < self._words), None)
+        if foreign is not None:
+            raise UsageError(
+                f"prompt: the model has no token {str(foreign)[:20]}", hint=f"it has 0 to {self._words - 1}"
+            )
+
     def submit(self, request: Request) -> None:
         """Put a request in line. Raises UsageError when it cannot ever fit."""
         size = len(request.prompt) + request.max_new_tokens
         if not request.prompt:
             raise UsageError("the prompt has no tokens")
+        self.check(request.prompt)
         if request.max_new_tokens < 1:
             raise UsageError(f"max_new_tokens is {request.max_new_tokens}", hint="give a whole number from 1")
         if size > self.config.longest or request.max_new_tokens > self.config.most_new:

@@ -111,7 +111,7 @@ def infer(
 
 
 class _Runner:
-    """A model on one of the engines, loaded when the first request comes."""
+    """A model on one of the engines."""
 
     def __init__(
         self,
@@ -154,7 +154,9 @@ class _Runner:
         return int(torch.cuda.max_memory_allocated(self._model.device)) if on_gpu else 0
 
     def answers(self, requests: dict[int, Request]) -> Iterator[Answer]:
-        ends = weights.end_ids(self._template, self._tokenizer, self._model)
+        model = self._model
+        settings = weights.load_generation_config(self._source) if model is None else model.generation_config
+        ends = weights.end_ids(self._template, self._tokenizer, settings)
         if not requests:
             return
         if self._on_vllm:

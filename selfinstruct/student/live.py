@@ -6,7 +6,7 @@ import asyncio
 import itertools
 import queue
 import threading
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass, replace
 
 from selfinstruct.errors import SelfInstructError, ServerError
@@ -41,6 +41,10 @@ class LiveEngine:
     def load(self) -> tuple[int, int]:
         """(running, waiting)."""
         return self._engine.load
+
+    def check(self, prompt: Sequence[int]) -> None:
+        """UsageError for a prompt with ids that the model does not have."""
+        self._engine.check(prompt)
 
     async def stream(self, request: Request) -> AsyncGenerator[News, None]:
         """The news of a request, up to its end. Leaving early cancels it. Raises what went wrong."""

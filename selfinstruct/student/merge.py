@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-from selfinstruct.durable import publish
 from selfinstruct.errors import OutputError, UsageError
-from selfinstruct.student.prompt import TEMPLATE_FILE, save_template
-from selfinstruct.student.result import PROVENANCE
+from selfinstruct.student import model_folder
+from selfinstruct.student.prompt import TEMPLATE_FILE
 from selfinstruct.student.weights import load_tokenizer, load_weights, locate, template_of
 
 
@@ -23,7 +21,6 @@ def merge(name: str, out: Path, *, dtype: str = "bf16", log: Callable[[str], Non
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise OutputError(f"{out}: is there already", hint="name another folder with -o")
     import torch
-    from safetensors import SafetensorError
 
     kinds = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
     if dtype not in kinds:
@@ -36,21 +33,10 @@ def merge(name: str, out: Path, *, dtype: str = "bf16", log: Callable[[str], Non
     model = model.to(kinds[dtype])
     model.config.dtype = model.dtype
     log(f"writing {out}")
-    work = out.with_name(f".{out.name}.tmp")
-    shutil.rmtree(work, ignore_errors=True)
-    try:
-        work.mkdir(parents=True)
-        model.save_pretrained(work)
-        if (source.words / TEMPLATE_FILE).is_file():
-            tokenizer.chat_template = template.jinja(tokenizer)
-        tokenizer.save_pretrained(work)
-        save_template(template, work)
-        if (source.words / PROVENANCE).is_file():
-            shutil.copyfile(source.words / PROVENANCE, work / PROVENANCE)
-        if out.exists():
-            out.rmdir()
-        publish(work, out)
-    except (OSError, SafetensorError) as error:
-        shutil.rmtree(work, ignore_errors=True)
-        raise OutputError(f"{out}: cannot be written ({error})", hint="free some space") from error
+    if (source.words / TEMPLATE_FILE).is_file():
+        tokenizer.chat_template = template.jinja(tokenizer)
+    model_folder.write(
+        out, model.save_pretrained, tokenizer=tokenizer, template=template,
+        provenance=source.words / model_folder.PROVENANCE,
+    )  # fmt: skip
     return out

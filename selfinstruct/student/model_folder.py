@@ -1,4 +1,4 @@
-"""What stands in a model's folder, looked at before any library reads it: safetensors in that folder, and plain JSON.
+"""A model's folder: written whole, and looked at before any library reads it (safetensors there, and plain JSON).
 
 A pickle can run code while it is read, whatever other files lie beside it, and an index can name any file there is.
 """
@@ -7,11 +7,16 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+import shutil
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from selfinstruct.errors import ModelFileError
+from selfinstruct.durable import publish
+from selfinstruct.errors import ModelFileError, OutputError
+from selfinstruct.student.prompt import Template, save_template
+
+PROVENANCE = "selfinstruct_run.json"
 
 _MOST_JSON_BYTES = 32 << 20  # the index of a model with hundreds of shards has a few
 _SHARD = re.compile(r"[\w.+-]+\.safetensors")
@@ -36,6 +41,38 @@ def require_weights(folder: Path, name: str) -> None:
             _require_whole(folder / shard)
     else:
         _refuse(folder, name)
+
+
+def write(
+    target: Path, save_weights: Callable[[Path], object], *, tokenizer: Any, template: Template, provenance: Path,
+    replaces: bool = False,
+) -> None:  # fmt: skip
+    """Write the folder ``target``: what ``save_weights`` puts into it, tokenizer, template, and the manifest of the
+    run (``provenance``, where there is one).
+
+    It appears whole or not at all. Only what ``replaces`` takes the place of a folder that is not empty. Raises
+    OutputError when the disk refuses.
+    """
+    from safetensors import SafetensorError
+
+    work = target.with_name(f".{target.name}.tmp")
+    shutil.rmtree(work, ignore_errors=True)
+    try:
+        work.mkdir(parents=True)
+        save_weights(work)
+        tokenizer.save_pretrained(work)
+        save_template(template, work)
+        if provenance.is_file():
+            shutil.copyfile(provenance, work / PROVENANCE)
+        if target.exists() and replaces:
+            shutil.rmtree(target)
+        elif target.exists():
+            target.rmdir()
+        publish(work, target)
+    except (OSError, SafetensorError) as error:
+        raise OutputError(f"{target}: cannot be written ({error})", hint="free disk space") from error
+    finally:
+        shutil.rmtree(work, ignore_errors=True)  # gigabytes, when it came to nothing
 
 
 def read_json(path: Path) -> Mapping[str, Any]:

@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 
-from selfinstruct.durable import publish
-from selfinstruct.errors import OutputError
+from selfinstruct.student import model_folder
 from selfinstruct.student.manifest import RUN_FILE
 from selfinstruct.student.parallel import Group
-from selfinstruct.student.prompt import Template, save_template
+from selfinstruct.student.prompt import Template
 from selfinstruct.student.trainee import Trainee
 
-MODEL, ADAPTER, RESULT_FILE, PROVENANCE = "model", "adapter", "result.json", "selfinstruct_run.json"
+MODEL, ADAPTER, RESULT_FILE = "model", "adapter", "result.json"
 
 
 def finished(run: Path) -> dict[str, Any] | None:
@@ -41,23 +38,18 @@ def save_model(
         group.wait()
         return None
     target = run / (MODEL if handle is None else ADAPTER)
-    work = run / f".{target.name}.tmp"
-    shutil.rmtree(work, ignore_errors=True)
-    try:
-        work.mkdir(parents=True)
+
+    def save_weights(work: Path) -> None:
         if handle is None:
             trainee.model.save_pretrained(work, state_dict=weights)
         else:
             # Left to itself, peft asks the Hub for the base's vocabulary, be the base a local file.
             handle.save_pretrained(work, save_embedding_layers=False)
-        tokenizer.chat_template = template.jinja(tokenizer)  # other programs know nothing of our template
-        tokenizer.save_pretrained(work)
-        save_template(template, work)
-        shutil.copyfile(run / RUN_FILE, work / PROVENANCE)
-        shutil.rmtree(target, ignore_errors=True)
-        publish(work, target)
-    except (OSError, SafetensorError) as error:
-        raise OutputError(f"{target}: cannot be written ({error})", hint="free disk space") from error
+
+    tokenizer.chat_template = template.jinja(tokenizer)  # other programs know nothing of our template
+    model_folder.write(
+        target, save_weights, tokenizer=tokenizer, template=template, provenance=run / RUN_FILE, replaces=True
+    )
     group.wait()
     return target
 

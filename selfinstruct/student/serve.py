@@ -18,7 +18,7 @@ from urllib.parse import urlsplit
 
 from aiohttp import web
 
-from selfinstruct.errors import SelfInstructError, UsageError
+from selfinstruct.errors import SelfInstructError, ServerError, UsageError
 from selfinstruct.student.engine import Request
 from selfinstruct.student.live import LiveEngine
 from selfinstruct.student.loopback import is_loopback
@@ -165,6 +165,7 @@ class _Routes:
         for prompt in asked.prompts:
             if not prompt or len(prompt) >= self._service.context:
                 raise TooLong(f"a prompt of {len(prompt)} tokens does not fit the context of {self._service.context}")
+            self._service.live.check(prompt)
         shape = Shape(self._service.name, self._service.tokenizer, asked.is_chat, asked.top_logprobs)
         counted = sum(len(prompt) for prompt in asked.prompts)
         if asked.stream:
@@ -256,6 +257,8 @@ class _Routes:
                     events.put_nowait(piece)
         except SelfInstructError as error:
             events.put_nowait(error)
+        except Exception as error:  # noqa: BLE001 (the task's border: no one else hears of it, and the client would wait)
+            events.put_nowait(ServerError(f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"))
 
 
 async def _event(response: web.StreamResponse, body: dict[str, Any]) -> None:

@@ -144,6 +144,8 @@ class _Run(TrainerCallback):
     def _train(self, resumed: Path | None) -> None:
         try:
             self.trainer.train(resume_from_checkpoint=None if resumed is None else str(resumed))
+        except torch.OutOfMemoryError:
+            raise
         except Exception as error:  # a checkpoint that was cut off makes torch and transformers raise anything
             said = " ".join(str(error).split())[:200]
             if resumed is not None and not self.began:

@@ -47,15 +47,12 @@ class Order(Sampler[int]):
 
 
 class OrderedTrainer(SFTTrainer):
-    """SFTTrainer that takes the rows of ``order``, decays every weight, and writes no model card."""
+    """SFTTrainer that takes the rows of ``order`` and writes no model card."""
 
     order: Order
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Order:
         return self.order
-
-    def get_decay_parameter_names(self, model: Any) -> list[str]:
-        return [name for name, _ in model.named_parameters()]
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """The weights of a checkpoint, alone. (The library's own adds a pickle of its arguments; for peft see

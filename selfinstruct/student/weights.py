@@ -156,7 +156,7 @@ def load(
     tokenizer = load_tokenizer(source)
     chosen = template_of(source, tokenizer, template)
     model = load_weights(source, dtype=dtype, quant=quant, device=device)
-    return Loaded(source, model, tokenizer, chosen, end_ids(chosen, tokenizer, model))
+    return Loaded(source, model, tokenizer, chosen, end_ids(chosen, tokenizer, model.generation_config))
 
 
 def load_weights(source: Source, *, dtype: str = "auto", quant: str | None = None, device: str = "auto") -> Any:
@@ -171,10 +171,10 @@ def load_weights(source: Source, *, dtype: str = "auto", quant: str | None = Non
         options["quantization_config"] = quantised.asked_for(quant, place, gguf=source.gguf is not None)
     try:
         model = read_model(source, _dtype(dtype, place), place, **options)
+        if source.adapter:
+            model = _with_adapter(model, source.adapter, merge=quant is None)
     except torch.OutOfMemoryError as error:
         raise ModelFileError(f"{source.name} does not fit the GPU", hint="use --quant 8bit or 4bit") from error
-    if source.adapter:
-        model = _with_adapter(model, source.adapter, merge=quant is None)
     model.eval().requires_grad_(False)
     return model
 
@@ -218,15 +218,25 @@ def load_config(source: Source) -> Any:
         raise _unreadable(f"{source.name}: its configuration cannot be read", error, "") from error
 
 
+def load_generation_config(source: Source) -> Any:
+    """The model's generation settings alone, as they come with its weights."""
+    from transformers import GenerationConfig
+
+    try:
+        return GenerationConfig.from_pretrained(source.base)
+    except _refusals():  # most models that were trained here have none of their own
+        return GenerationConfig.from_model_config(load_config(source))
+
+
 def _address(source: Source) -> tuple[str, dict[str, Any]]:
     """Where transformers finds the base, and what it must be told about it."""
     return (str(source.gguf.parent), {"gguf_file": source.gguf.name}) if source.gguf else (source.base, {})
 
 
-def end_ids(template: Template, tokenizer: Any, model: Any = None) -> frozenset[int]:
+def end_ids(template: Template, tokenizer: Any, generation_config: Any) -> frozenset[int]:
     """Tokens that end a reply: the template's, the tokenizer's and those of the model's generation settings."""
     found: set[int] = {template.eos_id(tokenizer)}
-    configured = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
+    configured = getattr(generation_config, "eos_token_id", None)
     for one in (tokenizer.eos_token_id, *(configured if isinstance(configured, list) else [configured])):
         if one is not None:
             found.add(int(one))
@@ -244,10 +254,13 @@ def _dtype(name: str, place: torch.device) -> torch.dtype:
 def _with_adapter(model: Any, folder: Path, *, merge: bool) -> Any:
     if importlib.util.find_spec("peft") is None:
         raise MissingPackage("LoRA adapters need the package peft", hint="pip install 'selfinstruct[train]'")
+    import torch
     from peft import PeftModel
 
     try:
         adapted = PeftModel.from_pretrained(model, str(folder), use_safetensors=True)
+    except torch.OutOfMemoryError:
+        raise
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         raise ModelFileError(f"{folder}: the adapter does not fit its base: {_short(error)}") from error
     return adapted.merge_and_unload() if merge else adapted.get_base_model()
