@@ -16,9 +16,10 @@ from student_tiny import tiny_config  # noqa: E402
 
 from selfinstruct.errors import EnvironmentFault, UsageError  # noqa: E402
 from selfinstruct.student import attends, sampling, sizing  # noqa: E402
-from selfinstruct.student.engine import Engine, EngineConfig, Request, _rounded  # noqa: E402
+from selfinstruct.student.engine import Engine, EngineConfig, _rounded  # noqa: E402
 from selfinstruct.student.fuse import fuse  # noqa: E402
 from selfinstruct.student.generation import BatchOptions, generate  # noqa: E402
+from selfinstruct.student.requests import Request  # noqa: E402
 from selfinstruct.student.sampling import Sampling  # noqa: E402
 from selfinstruct.student.slots import Pass, unsupported  # noqa: E402
 

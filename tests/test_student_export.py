@@ -22,7 +22,8 @@ from selfinstruct.student.export_gguf import _interleave, _llama3_frequencies, e
 from selfinstruct.student.gguf_words import BYTE, CONTROL, NORMAL, UNKNOWN, UNUSED, read_words  # noqa: E402
 from selfinstruct.student.merge import merge  # noqa: E402
 from selfinstruct.student.prompt import ALPACA_LORA, load_template, save_template  # noqa: E402
-from selfinstruct.student.weights import load, load_config, load_weights, locate  # noqa: E402
+from selfinstruct.student.source import locate  # noqa: E402
+from selfinstruct.student.weights import load, load_config, load_weights  # noqa: E402
 
 # peft asks transformers for a name that transformers 5.23 has renamed.
 pytestmark = pytest.mark.filterwarnings("ignore:.*gradient_checkpointing:FutureWarning")

@@ -11,8 +11,8 @@ pytest.importorskip("transformers", reason="the student room needs transformers"
 
 from student_tiny import spm_tokenizer, tiny_tokenizer
 
-from selfinstruct.student.engine import TokenLogprobs
 from selfinstruct.student.reply import Reply
+from selfinstruct.student.requests import TokenLogprobs
 from selfinstruct.student.serve_answers import Shape, Whole
 
 

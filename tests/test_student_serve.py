@@ -17,12 +17,12 @@ import aiohttp
 from aiohttp import web
 from student_tiny import tiny_model, tiny_tokenizer
 
+from selfinstruct.backends.base import is_loopback_host
 from selfinstruct.backends.http import HttpBackend, Sampling
 from selfinstruct.errors import ModelNotFound, PromptRefused, SelfInstructError, ServerError, UsageError
 from selfinstruct.records import Prompt
 from selfinstruct.student import serving
 from selfinstruct.student.dialogue import encode_dialogue
-from selfinstruct.student.loopback import is_loopback
 from selfinstruct.student.prompt import ALPACA, Template
 from selfinstruct.student.serve import Service, application
 from selfinstruct.student.weights import load
@@ -284,4 +284,4 @@ def test_a_conversation_is_made_of_turns_as_they_were_trained() -> None:
     ("host", "inside"), [("127.0.0.9", True), ("::1", True), ("localhost", True), ("10.0.0.1", False)]
 )
 def test_loopback_is_told_from_the_world(host: str, inside: bool) -> None:
-    assert is_loopback(host) == inside
+    assert is_loopback_host(host) == inside

@@ -202,4 +202,3 @@ def test_joined_rows_restart_positions_and_predict_only_their_own_labels() -> No
     assert batch.bounds.tolist() == [0, 3, 7, 64]
     assert batch.predicting.tolist() == [0, 1, 4, 5]
     assert batch.targets.tolist() == [20, 2, 11, 2]
-    assert batch.real_tokens == 7

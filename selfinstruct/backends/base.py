@@ -40,8 +40,12 @@ def scrub(text: str) -> str:
 
 def is_loopback(url: str) -> bool:
     """Whether a URL's host is this machine: ``localhost`` or an address of the loopback net, not a name like one."""
-    host = urlsplit(url).hostname or ""
+    return is_loopback_host(urlsplit(url).hostname or "")
+
+
+def is_loopback_host(host: str) -> bool:
+    """The same of a host's name or address alone."""
     try:
-        return ipaddress.ip_address(host).is_loopback
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
     except ValueError:
-        return host.rstrip(".") == "localhost"
+        return host.lower().rstrip(".") == "localhost"

@@ -126,9 +126,9 @@ def _plan(model: str, max_new_tokens: int, *, as_json: bool) -> None:
     require_packages()
     from dataclasses import asdict
 
-    from selfinstruct.student import infer_plan, memory, weights
+    from selfinstruct.student import infer_plan, memory, source, weights
 
-    shape = memory.shape_of(weights.load_config(weights.locate(model)))
+    shape = memory.shape_of(weights.load_config(source.locate(model)))
     plans = infer_plan.table(shape, columns=256 + max_new_tokens)
     if as_json:
         result_json([{**asdict(plan), "total": plan.total} for plan in plans])

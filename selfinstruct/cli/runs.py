@@ -1,4 +1,4 @@
-"""``status``, ``publish`` and ``versions``: looking at a run and its dataset."""
+"""``status``, ``publish``, ``versions`` and ``show``: looking at a run and its dataset."""
 
 from __future__ import annotations
 

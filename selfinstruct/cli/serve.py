@@ -75,10 +75,10 @@ def _announce(url: str, service: Service, *, as_json: bool) -> None:
 
 
 def _check_host(host: str, token: str, token_env: str) -> None:
+    from selfinstruct.backends.base import is_loopback_host
     from selfinstruct.errors import UsageError
-    from selfinstruct.student.loopback import is_loopback
 
-    if not is_loopback(host) and not token:
+    if not is_loopback_host(host) and not token:
         raise UsageError(
             f"--host {host} would let other machines in, and {token_env} holds no token",
             hint=f"export {token_env}=... (clients send it as their API key), or leave --host out",

@@ -12,6 +12,7 @@ inside a step changes nothing in its gradient, because every token's loss is div
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -37,7 +38,6 @@ class MicroBatch:
     ``ids`` and ``positions`` are int64 (1, tokens); positions restart at 0 with each row. ``bounds`` is int32
     (rows + 1,): where rows begin and end. ``longest`` is the greatest row length that the run can meet, in tokens.
     ``predicting`` int64 (labels,) are the indices whose next token counts, ``targets`` int64 (labels,) those tokens.
-    ``real_tokens`` leaves out the filler.
     """
 
     ids: torch.Tensor
@@ -46,15 +46,16 @@ class MicroBatch:
     longest: int
     predicting: torch.Tensor
     targets: torch.Tensor
-    real_tokens: int
 
 
+@functools.lru_cache(maxsize=4)
 def epoch_order(rows: int, seed: int, epoch: int) -> NDArray[np.int64]:
-    """The order of an epoch (see the order rule above)."""
+    """The order of an epoch (see the order rule above); not to be written to."""
     import torch
 
-    order = torch.randperm(rows, generator=torch.Generator().manual_seed(seed + epoch))
-    return np.asarray(order.numpy(), dtype=np.int64)
+    order = torch.randperm(rows, generator=torch.Generator().manual_seed(seed + epoch)).numpy()
+    order.setflags(write=False)
+    return np.asarray(order, dtype=np.int64)
 
 
 def steps_per_epoch(rows: int, batch: int) -> int:
@@ -76,12 +77,8 @@ def heaviest(
     ``lengths`` and ``labels`` are tokens of each row.
     """
     most, share = 0, 0.0
-    a_epoch = steps_per_epoch(len(lengths), batch)
     for step in range(steps):
-        epoch, place = divmod(step, a_epoch)
-        if not place:
-            order = epoch_order(len(lengths), seed, epoch)
-        rows = order[place * batch : (place + 1) * batch]
+        rows = step_rows(len(lengths), batch, seed, step)
         own, total = lengths[rows], int(lengths[rows].sum())
         share = max(share, float(labels[rows].sum()) / total)
         # Dealing never gives a process more than an equal part and a row.
@@ -148,5 +145,4 @@ def join(tokens: Tokens, rows: Sequence[int], *, longest: int, device: torch.dev
         longest=max(longest, filler),
         predicting=sent(target_at - 1),
         targets=sent(ids[target_at]),
-        real_tokens=real,
     )

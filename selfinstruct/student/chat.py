@@ -6,13 +6,14 @@ from collections.abc import Callable, Iterator
 
 from selfinstruct.errors import UsageError
 from selfinstruct.student.dialogue import encode_dialogue
-from selfinstruct.student.engine import Engine, EngineConfig, Request
-from selfinstruct.student.generation import prepare
+from selfinstruct.student.engine import Engine, EngineConfig
+from selfinstruct.student.generation import on_gpu_unquantised, prepare
 from selfinstruct.student.left_padded import generate_left_padded
 from selfinstruct.student.reply import Reply
+from selfinstruct.student.requests import Request
 from selfinstruct.student.sampling import GREEDY, Sampling
 from selfinstruct.student.slots import unsupported
-from selfinstruct.student.weights import Loaded
+from selfinstruct.student.weights import Loaded, made_for
 
 _CONTEXT = 4096
 
@@ -32,14 +33,11 @@ class Chat:
         self._loaded, self._sampling, self._new = loaded, sampling, max_new_tokens
         self._system, self._on_forget = system, on_forget
         self._turns: list[dict[str, str]] = []
-        made_for = getattr(loaded.model.config, "max_position_embeddings", None) or _CONTEXT
-        self._context = min(made_for, max(_CONTEXT, 2 * max_new_tokens))
+        self._context = min(made_for(loaded.model.config), max(_CONTEXT, 2 * max_new_tokens))
         self._engine: Engine | None = None
         if not unsupported(loaded.model.config):
-            on_gpu = loaded.model.device.type == "cuda"
-            quantised = getattr(loaded.model, "quantization_method", None) is not None
-            prepare(loaded.model, fused=on_gpu and not quantised, compile_layers=False)
-            config = EngineConfig(1, self._context, self._new, chunk=2, graphs=on_gpu and not quantised)
+            prepare(loaded.model, compile_layers=False)
+            config = EngineConfig(1, self._context, self._new, chunk=2, graphs=on_gpu_unquantised(loaded.model))
             self._engine = Engine(loaded.model, config, loaded.end_ids)
         self._count = 0
 

@@ -4,55 +4,25 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from selfinstruct.errors import EnvironmentFault, UsageError
 from selfinstruct.student.decoder import Decoder, Need, Tokens
-from selfinstruct.student.sampling import GREEDY, Sampling
+from selfinstruct.student.inference_costs import PREFILL_TOKENS
+from selfinstruct.student.requests import Ended, News, Request, TokenLogprobs
 from selfinstruct.student.slots import activation_bytes, logits_bytes
 
-Ended = Literal["stop", "length"]
 CHUNK = 8  # steps between two looks at the tokens: a look costs a wait for the GPU, a late one wasted steps
-PREFILL_TOKENS = {"cuda": 16384, "cpu": 2048}
-
-
-@dataclass(frozen=True, slots=True)
-class Request:
-    """A prompt as token ids, and how to go on from it. ``max_new_tokens`` >= 1; ``logprobs``: report them."""
-
-    request_id: int
-    prompt: tuple[int, ...]
-    max_new_tokens: int
-    sampling: Sampling = GREEDY
-    logprobs: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class TokenLogprobs:
-    """The log-probability of a chosen token and the likeliest tokens with theirs, likeliest first."""
-
-    chosen: float
-    top: tuple[tuple[int, float], ...]
-
-
-@dataclass(frozen=True, slots=True)
-class News:
-    """Tokens that a request has gained; ``ended`` is set with the last of them. The end token is not among them."""
-
-    request_id: int
-    tokens: tuple[int, ...]
-    ended: Ended | None = None
-    logprobs: tuple[TokenLogprobs, ...] = ()
 
 
 @dataclass(slots=True)
 class _Running:
     request: Request
     done: int = 0
-    cancelled: bool = field(default=False)
+    cancelled: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,7 +100,8 @@ class Engine:
 
     def step(self) -> list[News]:
         """Admit what fits, go a few tokens on with all, and return the news."""
-        news = self._drop_cancelled()
+        self._close_ranks([place for place, running in enumerate(self._running) if running.cancelled])
+        news: list[News] = []
         if self._worth_admitting():
             while self._waiting and len(self._running) < self.config.slots:
                 news += self._admit()
@@ -204,10 +175,6 @@ class Engine:
                 over.append(first + column)
         self._close_ranks(over)
         return news
-
-    def _drop_cancelled(self) -> list[News]:
-        self._close_ranks([place for place, running in enumerate(self._running) if running.cancelled])
-        return []
 
     def _close_ranks(self, over: list[int]) -> None:
         """Give the slots of ended sequences to the last running ones."""

@@ -20,7 +20,7 @@ from selfinstruct.durable import sync
 from selfinstruct.errors import MissingPackage, ModelFileError, OutputError, UsageError
 from selfinstruct.student.gguf_words import Words, read_words
 from selfinstruct.student.prompt import TEMPLATE_FILE, load_template
-from selfinstruct.student.weights import Source, locate
+from selfinstruct.student.source import Source, locate
 
 KINDS = ("f16", "q8_0")
 _BLOCK = 32  # values that share a scale in q8_0

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from selfinstruct.student.memory import CARDS, LLAMA_7B, Plan, Shape, choose, predict, shape_of
+from selfinstruct.student.memory import CARDS, LLAMA_7B, Plan, Shape, choose, predict, shape_of, weight_bytes
 from selfinstruct.student.recipes import METHODS, Recipe
 
 # Tokens of a large step of 128 Alpaca rows; the longest row is the recipe's limit.
@@ -25,7 +25,8 @@ def known_shape(model: str | None) -> tuple[str, Shape]:
     """(name, shape) of a model's folder or Hub name; LLaMA-7B when none is named. ModelFileError when unreadable."""
     if model is None:
         return "LLaMA-7B", LLAMA_7B
-    from selfinstruct.student.weights import load_config, locate
+    from selfinstruct.student.source import locate
+    from selfinstruct.student.weights import load_config
 
     source = locate(model)
     return source.name, shape_of(load_config(source))
@@ -75,10 +76,9 @@ def as_text(name: str, shape: Shape, recipe: Recipe) -> str:
 
 def the_claim(shape: Shape) -> list[str]:
     """What is true of "7B in 16 GB RAM, a 12 GB GPU and 2 GB of disk", in this model's figures."""
-    n, linear = shape.parameters, shape.linear_parameters
+    n = shape.parameters
     adapter = shape.lora_parameters(8, ("q_proj", "v_proj"))
-    eight = (linear + 2 * (n - linear)) / 1e9
-    four = (linear * 0.52 + 2 * (n - linear)) / 1e9
+    eight, four = weight_bytes(shape, "int8") / 1e9, weight_bytes(shape, "4bit") / 1e9
     qlora = least(shape, "qlora", Recipe("plan", method="qlora")).total / 1e9
     return [
         'The often quoted "16 GB of RAM, a 12 GB GPU, 2 GB of disk":',

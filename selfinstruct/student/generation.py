@@ -7,20 +7,13 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from selfinstruct.errors import EnvironmentFault
-from selfinstruct.student.engine import Ended, Engine, EngineConfig, Request, columns_for
+from selfinstruct.student.engine import Engine, EngineConfig, columns_for
+from selfinstruct.student.left_padded import generate_left_padded
+from selfinstruct.student.requests import Answer, Request
 from selfinstruct.student.sizing import groups_of_like_size, most_slots, slots_for
 from selfinstruct.student.slots import unsupported
 
 _WORTH_COMPILING = 100_000  # new tokens; compiling takes 20 to 60 s, and saves a tenth of the time
-
-
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """What a request got: new tokens without the end token, and why it ended."""
-
-    request_id: int
-    tokens: tuple[int, ...]
-    ended: Ended
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,34 +36,38 @@ def generate(
     reason = unsupported(model.config)
     if reason:
         options.log(f"left-padded batches through generate(): {reason}")
-        from selfinstruct.student.left_padded import generate_left_padded
-
         yield from generate_left_padded(model, requests, end_ids, limit=options.limit)
         return
-    on_gpu = model.get_input_embeddings().weight.device.type == "cuda"
-    quantised = getattr(model, "quantization_method", None) is not None
+    plain = on_gpu_unquantised(model)
     work = sum(request.max_new_tokens for request in requests)
     compiled = options.compile_layers
     if compiled is None:
-        compiled = on_gpu and not quantised and work >= _WORTH_COMPILING
-    compiled = prepare(model, fused=on_gpu and not quantised, compile_layers=compiled, log=options.log)
+        compiled = plain and work >= _WORTH_COMPILING
+    compiled = prepare(model, compile_layers=compiled, log=options.log)
     for group in groups_of_like_size(requests, most_slots(model, limit=options.limit)):
         config = EngineConfig(
             slots=1,
             longest=max(len(request.prompt) + request.max_new_tokens for request in group),
             most_new=max(request.max_new_tokens for request in group),
-            graphs=on_gpu and not quantised,
+            graphs=plain,
             compiled=compiled,
         )
         yield from _run_group(model, group, config, end_ids, options)
 
 
-def prepare(model: Any, *, fused: bool, compile_layers: bool, log: Callable[[str], None] = lambda _line: None) -> bool:
+def on_gpu_unquantised(model: Any) -> bool:
+    """Whether CUDA graphs and fused maps go with a model."""
+    on_gpu = model.get_input_embeddings().weight.device.type == "cuda"
+    return on_gpu and getattr(model, "quantization_method", None) is None
+
+
+def prepare(model: Any, *, compile_layers: bool, log: Callable[[str], None] = lambda _line: None) -> bool:
     """Rearrange a model once for running on slots; a second call changes nothing. Whether its layers are compiled."""
     from selfinstruct.student.decoder import cannot_compile, compile_once
     from selfinstruct.student.fuse import fuse
 
     done: frozenset[str] = getattr(model, "_selfinstruct_prepared", frozenset())
+    fused = on_gpu_unquantised(model)
     if fused and "fused" not in done:
         fuse(model)
     if compile_layers and "compiled" not in done:

@@ -12,11 +12,12 @@ from typing import Any
 
 from selfinstruct.errors import EnvironmentFault, UsageError
 from selfinstruct.student import answers, vllm_engine, weights
-from selfinstruct.student.engine import Request
-from selfinstruct.student.generation import Answer, BatchOptions, generate
+from selfinstruct.student.generation import BatchOptions, generate
 from selfinstruct.student.prompt import Template
 from selfinstruct.student.questions import Question
+from selfinstruct.student.requests import Answer, Request
 from selfinstruct.student.sampling import Sampling
+from selfinstruct.student.source import Source, locate
 
 ENGINES = ("auto", "vllm", "transformers")
 Progress = Callable[[int, int, int], None]
@@ -75,7 +76,7 @@ def infer(
     The settings of rows that are there must be the same, up to engine, batch and dtype, which change no meaning.
     """
     _check(options)
-    source = weights.locate(model)
+    source = locate(model)
     tokenizer = weights.load_tokenizer(source)
     template = weights.template_of(source, tokenizer, options.template)
     settings = _fingerprint(source, template, options)
@@ -115,7 +116,7 @@ class _Runner:
 
     def __init__(
         self,
-        source: weights.Source,
+        source: Source,
         tokenizer: Any,
         template: Template,
         options: InferOptions,
@@ -132,7 +133,7 @@ class _Runner:
     def requests(self, questions: list[Question]) -> tuple[dict[int, Request], list[tuple[int, int]]]:
         """Requests by row, and (row, tokens) of the prompts that leave no room."""
         config = self._model.config if self._model is not None else weights.load_config(self._source)
-        context = self._options.context or getattr(config, "max_position_embeddings", None) or 2048
+        context = self._options.context or weights.made_for(config)
         how = self._options
         prompts = self._template.encode_prompts(self._tokenizer, [(one.instruction, one.input) for one in questions])
         made: dict[int, Request] = {}
@@ -186,7 +187,7 @@ def _check(options: InferOptions) -> None:
         raise UsageError(f"unknown engine {options.engine!r}", hint=f"one of {', '.join(ENGINES)}")
 
 
-def _choose_engine(source: weights.Source, options: InferOptions, log: Callable[[str], None]) -> bool:
+def _choose_engine(source: Source, options: InferOptions, log: Callable[[str], None]) -> bool:
     """True for vLLM; says why."""
     obstacle = ""
     if source.adapter or source.gguf:
@@ -216,7 +217,7 @@ def _vllm_dtype(dtype: str) -> str:
     return {"auto": "auto", "bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}[dtype]
 
 
-def _fingerprint(source: weights.Source, template: Template, options: InferOptions) -> str:
+def _fingerprint(source: Source, template: Template, options: InferOptions) -> str:
     """What decides the answers' meaning: model files, template, sampling. 16 hex digits."""
     how = asdict(options)
     for name in ("engine", "dtype", "batch", "compile_layers", "template"):

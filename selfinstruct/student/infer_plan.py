@@ -7,14 +7,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from selfinstruct.student.memory import CARDS, CONTEXT, Shape
+from selfinstruct.student import inference_costs as costs
+from selfinstruct.student.memory import CARDS, CONTEXT, Shape, weight_bytes
 
 FORMS = ("bf16", "int8", "4bit")
-_PREFILL_TOKENS = 16384
-_MOST_SLOTS = 1024
-_SPARE = 0.06
-_INT8 = 1.0 + 4 / 4096  # bytes a parameter of a linear map: 8 bits, a 32-bit scale a row
-_NF4 = 0.5 + 1 / 64 + 4 / (64 * 256)  # 4 bits, an 8-bit scale each 64, a 32-bit one each 256 scales
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,36 +35,21 @@ class Plan:
         return self.weights + max(1, self.slots) * self.columns * self.token + self.workspace + CONTEXT
 
 
-def weight_bytes(shape: Shape, form: str) -> int:
-    """Bytes of the weights: embeddings, head and norms stay in 16 bits in every form."""
-    rest = 2 * (shape.parameters - shape.linear_parameters)
-    linear = {"bf16": 2.0, "int8": _INT8, "4bit": _NF4}[form]
-    return int(rest + linear * shape.linear_parameters)
-
-
 def predict(shape: Shape, form: str, *, columns: int, memory: int) -> Plan:
-    """How many sequences of ``columns`` tokens (prompt and reply) run at a time on a card of ``memory`` bytes.
-
-    The prefill shrinks with the card: a small one reads fewer prompts at a time.
-    """
+    """How many sequences of ``columns`` tokens (prompt and reply) run at a time on a card of ``memory`` bytes."""
     weights = weight_bytes(shape, form)
-    token = 2 * shape.layers * shape.kv_width * 2
-    usable = int((memory - CONTEXT) * (1 - _SPARE)) - weights
-    prefill = min(_PREFILL_TOKENS, max(columns, usable // 8 // _activation(shape)))
-    workspace = prefill * _activation(shape)
-    room = usable - workspace
-    slots = min(_MOST_SLOTS, max(0, room // (token * columns + 24 * shape.vocabulary)))
-    return Plan(form, weights, token, workspace + slots * 24 * shape.vocabulary, columns, memory, int(slots))
+    token = costs.cache_bytes(shape.layers, shape.kv_width, 2)
+    activation = costs.activation_bytes(shape.width, shape.feed_forward, 2)
+    logits = costs.logits_bytes(shape.vocabulary)
+    usable = int((memory - CONTEXT) * (1 - costs.SPARE)) - weights
+    workspace = activation * max(min(columns, costs.PREFILL_TOKENS["cuda"]), costs.prefill_tokens(usable, activation))
+    slots = min(costs.GPU_SLOTS, max(0, (usable - workspace) // (token * columns + logits)))
+    return Plan(form, weights, token, workspace + slots * logits, columns, memory, int(slots))
 
 
 def table(shape: Shape, *, columns: int) -> list[Plan]:
     """Every form on every card, smallest card first."""
     return [predict(shape, form, columns=columns, memory=memory) for memory in CARDS.values() for form in FORMS]
-
-
-def _activation(shape: Shape) -> int:
-    """Bytes of activations for a token of a prefill, of one layer, in 16 bits."""
-    return 2 * (8 * shape.width + 3 * shape.feed_forward)
 
 
 def shown(shape: Shape, plans: list[Plan]) -> list[str]:

@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Collection, Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from selfinstruct.errors import EnvironmentFault
-from selfinstruct.student.engine import Request
-
-if TYPE_CHECKING:
-    from selfinstruct.student.generation import Answer
+from selfinstruct.student.requests import Answer, Request
 
 _BATCH = 32
 
@@ -53,8 +50,6 @@ def _way(request: Request) -> tuple[float, float, float]:
 
 def _generate(model: Any, batch: Sequence[Request], end_ids: Collection[int]) -> list[Answer]:
     import torch
-
-    from selfinstruct.student.generation import Answer
 
     ends = sorted(end_ids)
     ids, mask = pad_left([request.prompt for request in batch], pad_id=ends[0] if ends else 0)

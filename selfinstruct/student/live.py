@@ -10,7 +10,8 @@ from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass, replace
 
 from selfinstruct.errors import SelfInstructError, ServerError
-from selfinstruct.student.engine import Engine, News, Request
+from selfinstruct.student.engine import Engine
+from selfinstruct.student.requests import News, Request
 
 
 @dataclass(frozen=True, slots=True)

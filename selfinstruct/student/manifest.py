@@ -17,8 +17,8 @@ from selfinstruct.durable import write_text
 from selfinstruct.errors import DamagedFile, IdentityError
 from selfinstruct.student.prompt import Template
 from selfinstruct.student.recipes import Recipe
+from selfinstruct.student.source import Source
 from selfinstruct.student.tokens import Tokens
-from selfinstruct.student.weights import Source
 
 RUN_FILE = "run.json"
 FORMAT = 1
@@ -83,15 +83,15 @@ _SHAPE_FIELDS = frozenset(
 )
 
 
-def freeze(run: Path, manifest: Mapping[str, Any]) -> bool:
-    """Write the manifest of a new run, or compare with the one that is there; True when the run is new.
+def freeze(run: Path, manifest: Mapping[str, Any]) -> None:
+    """Write the manifest of a new run, or compare with the one that is there.
 
     IdentityError names every field that differs.
     """
     path = run / RUN_FILE
     if not path.exists():
         write_text(path, json.dumps(manifest, indent=2, ensure_ascii=False, sort_keys=True) + "\n")
-        return True
+        return
     before = load(run)
     changed = [line for field in FROZEN for line in _differences(before.get(field), manifest.get(field), field)]
     if changed:
@@ -100,7 +100,6 @@ def freeze(run: Path, manifest: Mapping[str, Any]) -> bool:
             "\n".join([f"{run}: holds a run that began otherwise", *shown]),
             hint="give what it began with, or another folder with -o",
         )
-    return False
 
 
 def load(run: Path) -> dict[str, Any]:

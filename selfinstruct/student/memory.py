@@ -29,7 +29,9 @@ _SPLIT = {
     "states": "; weights whole on each GPU, masters and Adam moments in parts",
     "weights": "; weights, masters and Adam moments in parts on the GPUs: slower, but whole weights would not fit",
 }
-_NF4 = 0.5 + 1 / 64 + 4 / 64 / 256  # bytes a parameter: 4 bits, an 8-bit scale per 64, an fp32 scale per 256 scales
+# Bytes a parameter of the linear maps. int8: a 32-bit scale a row; 4bit (NF4): an 8-bit scale per 64 parameters, an
+# fp32 scale per 256 scales.
+_LINEAR_BYTES = {"bf16": 2.0, "int8": 1 + 4 / 4096, "4bit": 0.5 + 1 / 64 + 4 / 64 / 256}
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,11 +172,12 @@ def predict(
     full = min(tokens, longest)
     labels = full + (tokens - full) * label_share
     chunk = min(4096.0, labels)
+    weights = weight_bytes(shape, "4bit") if method == "qlora" else bytes_per_number * shape.parameters
     master = 0 if wide else 2
     splits_weights = world > 1 and scheme == "weights"
     gradients = (bytes_per_number if method == "full" else 4) * trained // (world if splits_weights else 1)
     parts = {
-        "weights": _weights(shape, method, bytes_per_number) // (world if splits_weights else 1),
+        "weights": weights // (world if splits_weights else 1),
         "adapters": 0 if method == "full" else bytes_per_number * adapters,
         "master (low halves)": master * trained // world,
         "Adam moments": int((8.0 if wide else STATE_BYTES[adam_state]) * trained) // world,
@@ -188,11 +191,9 @@ def predict(
     return Plan(method, adam_state, tokens, checkpointed_layers, parts, scheme)
 
 
-def _weights(shape: Shape, method: str, bytes_per_number: int) -> int:
-    if method != "qlora":
-        return bytes_per_number * shape.parameters
-    rest = shape.parameters - shape.linear_parameters
-    return int(_NF4 * shape.linear_parameters) + 2 * rest
+def weight_bytes(shape: Shape, form: str) -> int:
+    """Bytes of the weights in a form of ``_LINEAR_BYTES``: embeddings, head and norms stay in 16 bits in every one."""
+    return int(_LINEAR_BYTES[form] * shape.linear_parameters) + 2 * (shape.parameters - shape.linear_parameters)
 
 
 def choose(

@@ -8,7 +8,8 @@ from pathlib import Path
 from selfinstruct.errors import OutputError, UsageError
 from selfinstruct.student import model_folder
 from selfinstruct.student.prompt import TEMPLATE_FILE
-from selfinstruct.student.weights import load_tokenizer, load_weights, locate, template_of
+from selfinstruct.student.source import locate
+from selfinstruct.student.weights import load_tokenizer, load_weights, template_of
 
 
 def merge(name: str, out: Path, *, dtype: str = "bf16", log: Callable[[str], None] = lambda _line: None) -> Path:

@@ -19,7 +19,6 @@ import torch
 from selfinstruct.student.sharing import Alone
 from selfinstruct.student.updates import BLOCK, new_state, update_of
 
-STATES = ("fp32", "bf16", "8bit")
 # Elements updated at once where nothing is compiled: bounds the temporaries (12 of fp32) at 200 MB.
 _PIECE = 1 << 22
 # Parameters below this size are updated together, up to so many elements: hundreds of adapters cost hundreds of times

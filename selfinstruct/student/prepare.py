@@ -16,6 +16,7 @@ from selfinstruct.student import attention, batches, checkpoint, examples, manif
 from selfinstruct.student.parallel import Group
 from selfinstruct.student.prompt import Template, named_template
 from selfinstruct.student.recipes import Recipe, Runtime
+from selfinstruct.student.source import locate
 from selfinstruct.student.tokens import Tokens, tokenise, tokenizer_fingerprint
 from selfinstruct.student.trainee import check_supported, located
 
@@ -51,7 +52,7 @@ class Prepared:
             recipe=self.recipe,
             template=self.template,
             tokenizer_sha256=tokenizer_fingerprint(self.tokenizer),
-            model=manifest.model_identity(weights.locate(self.model), self.config),
+            model=manifest.model_identity(locate(self.model), self.config),
             data=self.source.identity,
             train=self.train,
             validation=self.validation,

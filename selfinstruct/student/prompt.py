@@ -1,4 +1,4 @@
-"""The training template: one place for the words around a task, used by fine-tuning, inference and evaluation.
+"""The training template: one place for the words around a task, used by fine-tuning and inference.
 
 A template is stored beside the model that was trained with it (``selfinstruct_template.json``), because models tuned
 with ``### Response:`` and with ``### Response:\\n`` do not understand each other's prompts.
@@ -167,14 +167,14 @@ def save_template(template: Template, model_dir: Path) -> None:
     (model_dir / TEMPLATE_FILE).write_text(text, encoding="utf-8", newline="\n")
 
 
-def load_template(model_dir: Path, default: str = "alpaca") -> Template:
-    """The template stored beside a model, or the one called ``default`` when none is; ModelFileError if damaged."""
+def load_template(model_dir: Path) -> Template:
+    """The template stored beside a model, or Alpaca's when none is; ModelFileError if damaged."""
     path = model_dir / TEMPLATE_FILE
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
         template = Template(**{str(name): str(value) for name, value in found.items()})
     except (FileNotFoundError, NotADirectoryError):
-        return named_template(default)
+        return ALPACA
     except (OSError, ValueError, TypeError, AttributeError) as error:
         raise ModelFileError(f"{path}: is no template ({error})", hint="restore the file, or remove it") from error
     whole = "{instruction}" in template.with_input and "{instruction}" in template.without_input

@@ -50,7 +50,7 @@ class Reply:
     @property
     def tokens_in_text(self) -> int:
         """How many of the tokens begin within the text: those of a stop text are not counted."""
-        return sum(1 for before in [0, *self._lengths[:-1]][: len(self._lengths)] if before < len(self.text)) or 0
+        return sum(1 for before in [0, *self._lengths[:-1]][: len(self._lengths)] if before < len(self.text))
 
     def _grown(self) -> str:
         """What the last tokens add, once they make whole characters; decoded with those before, for the spaces."""

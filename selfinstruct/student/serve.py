@@ -18,12 +18,12 @@ from urllib.parse import urlsplit
 
 from aiohttp import web
 
+from selfinstruct.backends.base import is_loopback_host
 from selfinstruct.errors import SelfInstructError, ServerError, UsageError
-from selfinstruct.student.engine import Request
 from selfinstruct.student.live import LiveEngine
-from selfinstruct.student.loopback import is_loopback
 from selfinstruct.student.prompt import Template
 from selfinstruct.student.reply import Reply
+from selfinstruct.student.requests import Request
 from selfinstruct.student.sampling import Sampling
 from selfinstruct.student.serve_answers import Piece, Shape, Whole, error_body
 from selfinstruct.student.serve_requests import Asked, read_chat, read_completion
@@ -71,10 +71,10 @@ def application(service: Service, *, any_host: bool = False) -> web.Application:
 def _guard(token: str, *, any_host: bool) -> Any:
     @web.middleware
     async def guard(request: web.Request, handler: _Handler) -> web.StreamResponse:
-        if not any_host and not is_loopback(_host(f"//{request.headers.get('Host', '')}")):
+        if not any_host and not is_loopback_host(_host(f"//{request.headers.get('Host', '')}")):
             return _refusal(403, "this server answers requests to localhost only", "forbidden")
         origin = request.headers.get("Origin")
-        if origin is not None and not is_loopback(_host(origin)):
+        if origin is not None and not is_loopback_host(_host(origin)):
             return _refusal(403, "this server does not answer web pages", "forbidden")
         given = request.headers.get("Authorization", "").removeprefix("Bearer ").strip()
         if token and not hmac.compare_digest(given.encode("utf-8", "replace"), token.encode()):

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from selfinstruct.student.engine import TokenLogprobs
+from selfinstruct.student.requests import TokenLogprobs
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,15 +9,15 @@ from dataclasses import replace
 
 from aiohttp import web
 
+from selfinstruct.backends.base import is_loopback_host
 from selfinstruct.errors import EnvironmentFault, UsageError
 from selfinstruct.student.engine import Engine, EngineConfig, columns_for
-from selfinstruct.student.generation import prepare
+from selfinstruct.student.generation import on_gpu_unquantised, prepare
 from selfinstruct.student.live import LiveEngine
-from selfinstruct.student.loopback import is_loopback
 from selfinstruct.student.serve import Service, application
 from selfinstruct.student.sizing import slots_for
 from selfinstruct.student.slots import unsupported
-from selfinstruct.student.weights import Loaded
+from selfinstruct.student.weights import Loaded, made_for
 
 _CONTEXT = 4096
 _CHUNK = 4  # steps between two looks: the delay of a stream against the waits for the GPU
@@ -42,15 +42,15 @@ def open_service(
     reason = unsupported(config)
     if reason:
         raise UsageError(f"{loaded.source.name} cannot be served: {reason}", hint="serve it with vLLM or llama.cpp")
-    made_for = getattr(config, "max_position_embeddings", None) or _CONTEXT
-    if context is not None and context > made_for:
-        raise UsageError(f"--context {context} is more than the model was made for", hint=f"at most {made_for}")
-    context = context or min(_CONTEXT, made_for)
-    on_gpu = loaded.model.device.type == "cuda"
-    plain = getattr(loaded.model, "quantization_method", None) is None
-    compiled = prepare(loaded.model, fused=on_gpu and plain, compile_layers=compile_layers, log=log)
-    shape = EngineConfig(1, context, context - 1, _CHUNK, graphs=on_gpu and plain, compiled=compiled)
-    fitting = slots_for(loaded.model, columns_for(shape), _MOST_SLOTS if on_gpu else 16, limit=slots)
+    most = made_for(config)
+    if context is not None and context > most:
+        raise UsageError(f"--context {context} is more than the model was made for", hint=f"at most {most}")
+    context = context or min(_CONTEXT, most)
+    compiled = prepare(loaded.model, compile_layers=compile_layers, log=log)
+    graphs = on_gpu_unquantised(loaded.model)
+    shape = EngineConfig(1, context, context - 1, _CHUNK, graphs=graphs, compiled=compiled)
+    wanted = _MOST_SLOTS if loaded.model.device.type == "cuda" else 16
+    fitting = slots_for(loaded.model, columns_for(shape), wanted, limit=slots)
     chosen = replace(shape, slots=fitting)
     log(f"{fitting} requests at a time of up to {context} tokens{', CUDA graphs' if chosen.graphs else ''}")
     live = LiveEngine(Engine(loaded.model, chosen, loaded.end_ids))
@@ -67,7 +67,7 @@ async def _serve(service: Service, host: str, port: int, on_ready: Callable[[str
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, ended.set)
-    app = application(service, any_host=not is_loopback(host))
+    app = application(service, any_host=not is_loopback_host(host))
     runner = web.AppRunner(app, handler_cancellation=True, access_log=None, shutdown_timeout=2.0)
     await runner.setup()
     try:

@@ -256,13 +256,13 @@ class Weights(_Parts):
     name = "weights"
     splits_weights = True
 
-    def __init__(self, trainee: Trainee, world: int, *, keep: bool = False) -> None:
+    def __init__(self, trainee: Trainee, world: int) -> None:
         from torch.distributed.fsdp import fully_shard
 
         self.loss_scale = world  # FSDP averages over the processes
         apply: Callable[..., Any] = fully_shard
         for layer in trainee.layers():
-            apply(layer, reshard_after_forward=not keep)
+            apply(layer, reshard_after_forward=True)
         apply(trainee, reshard_after_forward=False)
 
     def weight(self, parameter: nn.Parameter) -> torch.Tensor:

@@ -6,19 +6,15 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from selfinstruct.student.engine import PREFILL_TOKENS, Request
+from selfinstruct.student.inference_costs import GPU_SLOTS, SPARE, prefill_tokens
+from selfinstruct.student.requests import Request
 from selfinstruct.student.slots import activation_bytes, logits_bytes, token_bytes
 
 _CPU_SLOTS = 32  # a CPU is busy long before that; more rows only take memory
-_GPU_SLOTS = 1024
-_SPARE = 0.06  # of the free memory: fragments, graphs, libraries
 
 
 def memory_for_cache(model: Any) -> int:
-    """Bytes that cache and logits may take now on the model's device; on a CPU a quarter of what is available.
-
-    A prefill gets an eighth of a GPU's free memory at most: a small card reads fewer prompts at a time.
-    """
+    """Bytes that cache and logits may take now on the model's device; on a CPU a quarter of what is available."""
     import torch
 
     weight = model.get_input_embeddings().weight
@@ -26,8 +22,8 @@ def memory_for_cache(model: Any) -> int:
         return _ram_available() // 4
     torch.cuda.empty_cache()
     free, _total = torch.cuda.mem_get_info(weight.device)
-    usable, token = int(free * (1 - _SPARE)), activation_bytes(model.config, weight.element_size())
-    return usable - token * min(PREFILL_TOKENS["cuda"], usable // 8 // token)
+    usable, token = int(free * (1 - SPARE)), activation_bytes(model.config, weight.element_size())
+    return usable - token * prefill_tokens(usable, token)
 
 
 def slots_for(model: Any, columns: int, wanted: int, *, limit: int | None = None) -> int:
@@ -42,7 +38,7 @@ def slots_for(model: Any, columns: int, wanted: int, *, limit: int | None = None
 def most_slots(model: Any, *, limit: int | None = None) -> Callable[[int], int]:
     """How many sequences of so many tokens fit the memory that is free now, at least 1."""
     weight = model.get_input_embeddings().weight
-    most = limit or (_GPU_SLOTS if weight.device.type == "cuda" else _CPU_SLOTS)
+    most = limit or (GPU_SLOTS if weight.device.type == "cuda" else _CPU_SLOTS)
     memory, token = memory_for_cache(model), token_bytes(model.config, weight.element_size())
     return lambda columns: max(1, min(most, memory // (token * columns + logits_bytes(model.config))))
 

@@ -21,6 +21,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from selfinstruct.student import inference_costs
+
 ATTENTION_NAME = "selfinstruct_slots"
 Attend = Callable[[Tensor, Tensor, Tensor, "Pass", float], Tensor]
 """(query (tokens, heads, dim), keys, values, pass, scale) -> (tokens, heads, dim)."""
@@ -136,18 +138,18 @@ def cache_shape(config: Any) -> tuple[int, int]:
 def token_bytes(config: Any, itemsize: int) -> int:
     """Bytes of cache for one token of one sequence, over all layers."""
     heads, dim = cache_shape(config)
-    return int(2 * config.num_hidden_layers * heads * dim * itemsize)
+    return inference_costs.cache_bytes(config.num_hidden_layers, heads * dim, itemsize)
 
 
 def activation_bytes(config: Any, itemsize: int) -> int:
     """Bytes of activations for one token of a prefill: those of one layer."""
     inner = getattr(config, "intermediate_size", None) or 4 * config.hidden_size
-    return int(itemsize * (8 * config.hidden_size + 3 * inner))
+    return inference_costs.activation_bytes(config.hidden_size, inner, itemsize)
 
 
 def logits_bytes(config: Any) -> int:
     """Bytes of one row's logits, in 32 bits and with sorted copies."""
-    return int(24 * config.vocab_size)
+    return inference_costs.logits_bytes(config.vocab_size)
 
 
 _FAMILIES = frozenset({"llama", "mistral", "qwen2", "qwen3", "smollm3"})

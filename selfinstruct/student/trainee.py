@@ -12,6 +12,7 @@ from selfinstruct.errors import UsageError
 from selfinstruct.student import attention, quantised, weights
 from selfinstruct.student.batches import MicroBatch
 from selfinstruct.student.loss import labelled_loss
+from selfinstruct.student.source import Source, locate
 
 
 class Trainee(nn.Module):
@@ -78,7 +79,7 @@ class Trainee(nn.Module):
 def load_model(
     path: str, *, dtype: torch.dtype, kernel: attention.Choice, device: torch.device, four_bit: bool = False
 ) -> Any:
-    """Load a causal language model for training: whatever ``weights.locate`` knows, without adapters.
+    """Load a causal language model for training: whatever ``source.locate`` knows, without adapters.
 
     ``four_bit`` loads the linear maps in NF4 (for QLoRA; needs bitsandbytes).
     """
@@ -86,14 +87,12 @@ def load_model(
     options: dict[str, Any] = {"attn_implementation": kernel.implementation}
     if four_bit:
         options["quantization_config"] = quantised.settings("4bit", dtype)
-    model = weights.read_model(located(path, four_bit=four_bit), dtype, device, **options)
-    check_supported(model.config)
-    return model
+    return weights.read_model(located(path, four_bit=four_bit), dtype, device, **options)
 
 
-def located(path: str, *, four_bit: bool = False) -> weights.Source:
+def located(path: str, *, four_bit: bool = False) -> Source:
     """The model to train; UsageError for what cannot be trained as it is."""
-    source = weights.locate(path)
+    source = locate(path)
     if source.adapter:
         raise UsageError(
             f"{path}: is an adapter on another model", hint=f"merge it first: selfinstruct merge {path} -o DIR"
@@ -103,11 +102,6 @@ def located(path: str, *, four_bit: bool = False) -> weights.Source:
             "--method qlora does not go with a GGUF file", hint=f"selfinstruct merge {path} -o DIR, then --model DIR"
         )
     return source
-
-
-def load_tokenizer(path: str) -> Any:
-    """The fast tokenizer beside a model; ModelFileError when there is none."""
-    return weights.load_tokenizer(located(path))
 
 
 def check_supported(config: Any) -> None:

@@ -6,7 +6,6 @@ processes the step is cut into.
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -29,7 +28,6 @@ class StepResult:
     step: int
     lr: float
     tokens: int
-    labels: int
     _numbers: torch.Tensor
     _ready: Any = None
 
@@ -75,14 +73,10 @@ class Trainer:
         self.share = optimizer.share
         self.tells = False
         self.longest = rounded_up(int(tokens.lengths.max()))
-        self._order = functools.lru_cache(maxsize=2)(lambda epoch: batches.epoch_order(len(tokens), recipe.seed, epoch))
 
     def rows_of(self, step: int) -> list[int]:
         """The rows of a step (from 0), by the order rule of ``batches``."""
-        a_epoch = batches.steps_per_epoch(len(self.tokens), self.recipe.batch)
-        epoch, place = divmod(step, a_epoch)
-        found = self._order(epoch)[place * self.recipe.batch : (place + 1) * self.recipe.batch]
-        return [int(row) for row in found]
+        return [int(row) for row in batches.step_rows(len(self.tokens), self.recipe.batch, self.recipe.seed, step)]
 
     def micro_batches(self, rows: list[int], tokens: Tokens | None = None) -> Iterator[batches.MicroBatch]:
         """This process's share of some rows, joined and on the device."""
@@ -106,7 +100,7 @@ class Trainer:
         self.optimizer.step(lr, norm)
         self.optimizer.zero_grad()
         numbers, ready = _on_its_way(torch.stack([sums[0], norm, sums[1]]))
-        return StepResult(step, lr, int(self.tokens.lengths[rows].sum()), labels, numbers, ready)
+        return StepResult(step, lr, int(self.tokens.lengths[rows].sum()), numbers, ready)
 
     def backward(self, rows: list[int], labels: int) -> torch.Tensor:
         """Leave the step's gradient in the parameters; this process's share of the step's loss (0-d, fp32)."""

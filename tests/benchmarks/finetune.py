@@ -87,9 +87,10 @@ def make_ids(rows_file: Path, tokenizer: str | None, out: Path, rows: int) -> No
         read = [json.loads(line) for line in stream if line.strip()][: rows or None]
     examples = [Example(r["instruction"], r.get("input") or "", r["output"]) for r in read]
     if tokenizer:
-        from selfinstruct.student.trainee import load_tokenizer
+        from selfinstruct.student.source import locate
+        from selfinstruct.student.weights import load_tokenizer
 
-        made = tokenise(examples, ALPACA, load_tokenizer(tokenizer), max_length=512)
+        made = tokenise(examples, ALPACA, load_tokenizer(locate(tokenizer)), max_length=512)
     else:
         made = random_tokens([
             (len(ALPACA.render(e.instruction, e.input).encode()) // 4 + 1, len(e.output.encode()) // 4 + 1)

@@ -139,8 +139,8 @@ class Bench:
 
 def ours(bench: Bench, prompts: list[list[int]], new: list[int], **options: Any) -> dict[int, tuple[int, ...]]:
     """Our engine on these prompts; the tokens by prompt number."""
-    from selfinstruct.student.engine import Request
     from selfinstruct.student.generation import BatchOptions, generate
+    from selfinstruct.student.requests import Request
     from selfinstruct.student.sampling import Sampling
 
     how = options.pop("how", None) or {}
@@ -258,7 +258,8 @@ def part_ragged(bench: Bench) -> None:
     rng = random.Random(3)
     ends = [min(most, max(2, int(rng.lognormvariate(4.3, 0.9)))) for _ in prompts]
     _warm(bench)
-    from selfinstruct.student.engine import Engine, EngineConfig, Request
+    from selfinstruct.student.engine import Engine, EngineConfig
+    from selfinstruct.student.requests import Request
     from selfinstruct.student.sizing import slots_for
 
     def work() -> int:
@@ -311,7 +312,7 @@ def child_vllm(bench: Bench) -> None:
     from vllm import LLM, SamplingParams
 
     from selfinstruct.student import vllm_engine
-    from selfinstruct.student.engine import Request
+    from selfinstruct.student.requests import Request
 
     folder = Path(tempfile.mkdtemp())
     config = bench.config()
