@@ -333,3 +333,42 @@ def test_nothing_is_missed_in_a_run_at_work(journal: Journal) -> None:
     thread.join()
     assert looks > 5
     assert found == []
+
+
+@pytest.mark.parametrize("look", ["status", "verify", "publish", "versions", "show"])
+def test_looking_at_a_run_that_goes_on_after_its_end_takes_nothing_away(
+    killed: Killed, tmp_path: Path, look: str
+) -> None:
+    out = Path(shutil.copytree(killed.whole, tmp_path / "out"))
+    guard = {**os.environ, "PYTHONPATH": str(Path(__file__).parent / "guard")}
+    before = len(killed.server.requests)
+    child = subprocess.Popen([*PROGRAM, "resume", out, "--num", "20000"], env=guard, stderr=subprocess.DEVNULL)
+    while len(killed.server.requests) < before + 20 and child.poll() is None:
+        time.sleep(0.01)
+    log = (out / "run" / LOG).stat()
+    subprocess.run([*PROGRAM, look, out], env=guard, check=look != "show", capture_output=True)
+    assert child.poll() is None
+    assert (out / "run" / LOG).stat().st_ino == log.st_ino
+    child.kill()
+    child.wait()
+    there = answers_in(out / "run", (out / "run" / LOG).read_bytes())
+    assert there >= seal.announced(out / "run" / FILE_NAME) >= 20
+    assert inspection.inspect(out)[1] == []
+
+
+def test_a_seal_that_a_beginning_run_replaces_is_not_broken(
+    killed: Killed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    journal = Path(shutil.copytree(killed.whole, tmp_path / "out")) / "run" / FILE_NAME
+    true_digest = seal._digest
+
+    def begun_meanwhile(path: Path) -> str:
+        monkeypatch.setattr(seal, "_digest", true_digest)
+        seal.announce(path, 5)
+        with path.open("ab") as stream:
+            stream.write(b"more")
+        return true_digest(path)
+
+    assert seal.state(journal) == "good"
+    monkeypatch.setattr(seal, "_digest", begun_meanwhile)
+    assert seal.state(journal) == "announced"

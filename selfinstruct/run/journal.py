@@ -12,7 +12,7 @@ import json
 import sqlite3
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from selfinstruct import durable
 from selfinstruct.errors import DamagedFile
@@ -21,11 +21,11 @@ from selfinstruct.run import entries, seal
 from selfinstruct.run.audit import (
     forget_damaged_answers,
     forget_judgements,
-    is_sealed,
     judgements_forgotten,
     paid,
     require_announcement,
     require_answers,
+    says_sealed,
 )
 from selfinstruct.run.counts import counts
 from selfinstruct.run.entries import Judged
@@ -76,9 +76,8 @@ class Journal:
         """
         path, mended = folder / FILE_NAME, ""
         with sqlite_errors(path):
-            connection = connect(path, "rw")
+            connection, sealed = _connected(path, "rw")
             check_version(path, connection)
-            sealed = is_sealed(path, connection)
             migrate(connection)
             if forget_damaged and not sealed:
                 damaged, missing = forget_damaged_answers(path, connection)
@@ -127,7 +126,9 @@ class Journal:
             return
         with sqlite_errors(self.path):
             require_current(self.path, self._connection)
-            if not is_sealed(self.path, self._connection):
+            self._connection.close()
+            self._connection, sealed = _connected(self.path, "ro")
+            if not sealed:
                 first = require_answers(self.path, self._connection)
                 if first is not None:
                     raise DamagedFile(
@@ -231,6 +232,7 @@ class Journal:
             set_meta(self._connection, state="sealed")
             self._connection.execute(f"PRAGMA busy_timeout={_SEAL_MILLISECONDS}")
             if self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0] == 0:
+                self._connection.close()  # first, see ``_connected``
                 seal.write(self.path)
             else:
                 set_meta(self._connection, state="announced")
@@ -259,3 +261,16 @@ class Journal:
         done = self._writing.put(statements, wait=True, answers=answers)
         if done is not None:
             await asyncio.wrap_future(done)
+
+
+def _connected(path: Path, mode: Literal["rw", "ro"]) -> tuple[sqlite3.Connection, bool]:
+    """A connection to a journal, and whether that is the very file that was sealed.
+
+    The seal is looked at first. It reads the file, and when a process closes any descriptor of a file the system drops
+    all its locks on it (POSIX): SQLite would go on without the one that says that somebody works with the journal, and
+    the next to look at it would take the log away from under a run.
+    """
+    seen = seal.state(path)
+    connection = connect(path, mode)
+    # said last: a run that began in between announces itself
+    return connection, seen == "good" and says_sealed(connection)

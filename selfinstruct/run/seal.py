@@ -66,6 +66,7 @@ def write(journal: Path) -> None:
 def state(journal: Path) -> Literal["good", "missing", "announced", "torn", "unreadable", "broken"]:
     """What the seal says of the journal file: "broken" means that the file is not the one that was sealed.
 
+    It reads the journal: not to be called by a process that has it open with SQLite (see ``journal._connected``).
     "announced": the run is at work, or was killed. "torn": as long as an announcement and none, which a loss of power
     may leave while the run is at work.
     """
@@ -81,7 +82,10 @@ def state(journal: Path) -> Literal["good", "missing", "announced", "torn", "unr
     digest, size = found
     if digest == _ANNOUNCED:
         return "announced"
-    return "good" if str(journal.stat().st_size) == size and _digest(journal) == digest else "broken"
+    if str(journal.stat().st_size) == size and _digest(journal) == digest:
+        return "good"
+    # A run that began meanwhile has put its announcement in the seal's place before it wrote to the journal.
+    return state(journal) if _changed(journal, raw) else "broken"
 
 
 def announced(journal: Path) -> int:
@@ -91,6 +95,13 @@ def announced(journal: Path) -> int:
     except OSError:
         return 0
     return int(found[1]) if found is not None and found[0] == _ANNOUNCED and found[1].isdecimal() else 0
+
+
+def _changed(journal: Path, seen: bytes) -> bool:
+    try:
+        return _read(journal) != seen
+    except OSError:
+        return False
 
 
 def _line(digest: str, size: str) -> str:
