@@ -9,6 +9,7 @@ import gzip
 import json
 import resource
 import socket
+import ssl
 import threading
 import time
 import zlib
@@ -16,11 +17,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
+import httpx2
+import openai
 import pytest
 from teacher import Reply, Teacher
 
 from selfinstruct.backends import body
-from selfinstruct.backends.faults import retry_after
+from selfinstruct.backends.faults import fault_of_connection, retry_after
 from selfinstruct.backends.http import HttpBackend, Sampling
 from selfinstruct.errors import (
     AuthenticationFailed,
@@ -30,6 +33,7 @@ from selfinstruct.errors import (
     RateLimited,
     SelfInstructError,
     TeacherFault,
+    TeacherUnreachable,
     TransientFault,
     UnusableAnswer,
 )
@@ -221,6 +225,46 @@ def test_odd_but_usable_answers_are_used(reply: Reply, text: str, teacher: Start
     assert completion.text == text
     assert completion.finish == ("length" if text == "cut" else "stop")
     completion.text.encode()
+
+
+def test_a_token_limit_that_thinking_used_up_is_told(teacher: Start) -> None:
+    message = {"role": "assistant", "content": "", "reasoning_content": "Let me think " * 9}
+    body = {"choices": [{"message": message, "finish_reason": "length"}]}
+    with pytest.raises(UnusableAnswer, match="used up before any text") as caught:
+        ask(teacher(lambda _body, n: Reply(json=body)))
+    assert "max_new_tokens" in caught.value.hint
+
+
+def at(url: str) -> SelfInstructError:
+    """The error of one attempt at an address."""
+    server = Teacher(lambda body, n: "")
+    server.url = url
+    with pytest.raises(SelfInstructError) as caught:
+        ask(server)
+    return caught.value
+
+
+def test_what_keeps_from_connecting_is_told(teacher: Start) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    refused = at(f"http://127.0.0.1:{port}/v1")
+    assert isinstance(refused, TransientFault)
+    assert "Connect call failed" in refused.message
+    plain = at(teacher(lambda body, n: "").url.replace("http:", "https:"))
+    assert isinstance(plain, TeacherUnreachable)
+    assert "http://" in plain.hint
+    assert "no answer within" not in refused.message + plain.message
+
+
+def test_a_certificate_that_does_not_hold_stops_at_once() -> None:
+    late = openai.APITimeoutError(request=httpx2.Request("POST", "https://teacher/v1"))
+    late.__cause__ = OSError("Cannot connect")
+    late.__cause__.__cause__ = ssl.SSLCertVerificationError(1, "certificate verify failed: self-signed certificate")
+    found = fault_of_connection("teacher", late, "no answer within 1 s", str)
+    assert isinstance(found, TeacherUnreachable)
+    assert "self-signed" in found.message
+    late.__cause__ = TimeoutError("reading")
+    assert fault_of_connection("teacher", late, "no answer within 1 s", str).message == "teacher: no answer within 1 s"
 
 
 def test_an_attempt_has_a_total_deadline_even_when_bytes_keep_dripping() -> None:

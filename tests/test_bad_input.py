@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -151,7 +152,8 @@ def test_ctrl_c_at_any_time_is_told_in_words(
     times: int, seconds: float, command: list[str], environment: dict[str, str], teacher: Start, tmp_path: Path
 ) -> None:
     server = teacher(lambda body, n: Reply(delay=0.2, text="nothing"))
-    start = [*command[:-1], f"print('here', flush=True); {command[-1]}"]  # before that it is not our program yet
+    # Before ``run`` a signal is Python's.
+    start = [*command[:-1], command[-1].replace("; run()", "; print('here', flush=True); run()")]
     arguments = ["generate", str(tmp_path / "out"), "--teacher", "x", "--base-url", server.url]
     child = subprocess.Popen(
         [*start, *arguments], env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
@@ -321,3 +323,45 @@ def test_a_closed_pipe_is_no_crash(run: Any, tmp_path: Path, environment: dict[s
         ended = subprocess.run(["/bin/sh", "-c", line], env=environment, capture_output=True, text=True, timeout=60)
         assert ended.stderr == ""
     assert os.path.exists(out)
+
+
+def test_a_closed_standard_error_hides_the_words_and_changes_nothing_else(
+    command: list[str], environment: dict[str, str], teacher: Start, tmp_path: Path
+) -> None:
+    server = teacher(by_prompt())
+
+    def closed(*arguments: str) -> subprocess.CompletedProcess[str]:
+        shell = ["sh", "-c", 'exec "$@" 2>&-', "sh", *command, *arguments]
+        return subprocess.run(shell, env=environment, stdout=subprocess.PIPE, text=True, timeout=60, check=False)
+
+    out = str(tmp_path / "out")
+    assert closed("generate", out, "--teacher", "x", "--base-url", server.url, "--num", "5").returncode == 0
+    assert json.loads(closed("status", out, "--json").stdout)["rows"] == 5
+    wrong = closed("status", str(tmp_path / "nowhere"), "--json")
+    assert wrong.returncode == json.loads(wrong.stdout)["exit_code"] == 2
+
+
+def test_a_run_whose_folder_is_removed_stops_paying(
+    command: list[str], environment: dict[str, str], teacher: Start, tmp_path: Path
+) -> None:
+    server = teacher(by_prompt(), delay=0.05)
+    arguments = ["generate", str(tmp_path / "out"), "--teacher", "x", "--base-url", server.url, "--num", "2000"]
+    child = subprocess.Popen(
+        [*command, *arguments, "--concurrency", "4"], env=environment, stderr=subprocess.PIPE, text=True
+    )
+    while len(server.requests) < 20 and child.poll() is None:
+        time.sleep(0.01)
+    shutil.rmtree(tmp_path / "out")
+    before = len(server.requests)
+    said = child.communicate(timeout=60)[1]
+    assert child.returncode == 3, said
+    assert "removed" in said
+    assert len(server.requests) <= before + 3 * 4
+
+
+def test_a_key_with_a_space_in_it_is_refused_and_not_shown(run: Any, teacher: Start, tmp_path: Path) -> None:
+    ended = run("generate", tmp_path / "out", "--teacher", "x", "--base-url", teacher(by_prompt()).url,
+                OPENAI_API_KEY="abcd efgh ijkl mnop")  # fmt: skip
+    assert ended.returncode == 2
+    assert "the key in OPENAI_API_KEY" in ended.stderr
+    assert "abcd" not in ended.stderr

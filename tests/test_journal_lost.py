@@ -203,6 +203,8 @@ def test_a_killed_run_in_a_folder_that_nobody_can_write_to_is_not_missing_answer
         if os.access(folder, os.W_OK):
             pytest.skip("whoever runs this test can write everywhere")
         assert "missing" not in run("verify", out).stdout
+        assert "read-only: journal.sqlite-wal" in run("verify", out).stderr
+        assert "are not counted" in run("status", out).stderr
         folder.chmod(0o755)
         (folder / LOG).unlink()
         folder.chmod(0o555)

@@ -547,6 +547,16 @@ def timed(text: str) -> float:
     return time.process_time() - start
 
 
+@pytest.mark.parametrize(
+    "unit",
+    ["]" + "1" * 198 + "x{", "]" + "# " * 99 + "{", ", a 1" * 30 + "{", "]```{", "{", ']{"a":', "]\n" * 90 + "{"],
+)
+def test_hostile_text_inside_a_broken_object_is_read_in_linear_time(unit: str) -> None:
+    begun = '{"instruction": "Explain tides.", "output": "half a "text"}\n'
+    assert timed(begun + (unit * 400_000)[:400_000]) < 4
+    assert reading(begun + (unit * 400_000)[:400_000]).losses[0].reason == "broken JSON"
+
+
 @pytest.mark.parametrize("unit", HOSTILE)
 def test_hostile_text_is_read_in_linear_time(unit: str) -> None:
     assert timed((unit * 100_000)[:100_000]) < 1.5

@@ -9,6 +9,7 @@ import datetime
 import email.utils
 import json
 import re
+import ssl
 import time
 from collections.abc import Callable, Iterator, Mapping
 
@@ -22,6 +23,7 @@ from selfinstruct.errors import (
     RateLimited,
     SelfInstructError,
     TeacherFault,
+    TeacherUnreachable,
     TransientFault,
 )
 
@@ -50,6 +52,9 @@ _TOO_LARGE = re.compile(r"request (is )?too large|larger than the limit", re.IGN
 _TRY_AGAIN = re.compile(r"(?:try again|retry) (?:in|after) (\d{1,6}(?:\.\d*)?) ?(ms|s\b|sec)", re.IGNORECASE)
 _SECONDS = re.compile(r"(\d{1,9}(?:\.\d*)?|\.\d+)(?: ?s(?:ec|econds?)?)?")
 _GO_DURATION = re.compile(r"(?:(\d{1,6})h)?(?:(\d{1,6})m)?(?:(\d{1,6}(?:\.\d+)?)s)?(?:(\d{1,9}(?:\.\d+)?)ms)?")
+_NO_TLS = frozenset(
+    "WRONG_VERSION_NUMBER HTTP_REQUEST UNSUPPORTED_PROTOCOL TLSV1_ALERT_PROTOCOL_VERSION NO_PROTOCOLS_AVAILABLE".split()
+)
 _LONGEST_WAIT = 30 * 86_400.0  # seconds; a server that asks for more is mistaken
 
 Quote = Callable[[object], str]
@@ -70,6 +75,25 @@ def fault_of_status(host: str, response: httpx2.Response, model: str, quote: Quo
             hint="give --base-url the final address",
         )
     return _fault(f"{host} answered {status}: {said}", status, decoded, said, model, retry_after(response.headers))
+
+
+def fault_of_connection(host: str, error: BaseException, late: str, quote: Quote) -> SelfInstructError:
+    """The error behind a timeout of the client, which calls every failure to connect one; ``late`` tells a real one."""
+    causes = [error]
+    while (cause := causes[-1].__cause__) is not None:
+        causes.append(cause)
+    told = next((one for one in reversed(causes) if str(one)), error)
+    for one in causes:
+        if isinstance(one, ssl.SSLCertVerificationError) or getattr(one, "reason", None) in _NO_TLS:
+            return TeacherUnreachable(
+                f"{host}: no secure connection ({quote(told)})",
+                hint="check the certificate, and whether --base-url must begin with http:// or https://",
+            )
+    # aiohttp's own timeouts are such by name; a refused connection, say, is an OSError and none.
+    foreign = [one for one in causes[1:] if isinstance(one, OSError) or type(one).__module__.startswith("aiohttp")]
+    if foreign and not any(isinstance(one, TimeoutError) for one in foreign):
+        return TransientFault(f"{host}: {quote(told)}")
+    return TransientFault(f"{host}: {late}")
 
 
 def fault_of_error(host: str, error: object, headers: Mapping[str, str], model: str, quote: Quote) -> SelfInstructError:

@@ -20,7 +20,7 @@ import openai
 
 from selfinstruct.backends.base import is_loopback, scrub
 from selfinstruct.backends.body import limit_body
-from selfinstruct.backends.faults import fault_of_error, fault_of_status
+from selfinstruct.backends.faults import fault_of_connection, fault_of_error, fault_of_status
 from selfinstruct.backends.redact import Redactor
 from selfinstruct.errors import PromptRefused, SelfInstructError, TransientFault, UnusableAnswer
 from selfinstruct.records import Completion, Finish, Prompt
@@ -139,8 +139,9 @@ class HttpBackend:
                 response = await self._client.post(_PATHS[self._api], body=body, cast_to=httpx2.Response)
         except openai.APIStatusError as error:
             raise fault_of_status(self.host, error.response, self._model, self._quote) from None
-        except (TimeoutError, openai.APITimeoutError):
-            raise TransientFault(f"{self.host}: no answer within {time.monotonic() - start:.3g} s") from None
+        except (TimeoutError, openai.APITimeoutError) as error:
+            said = f"no answer within {time.monotonic() - start:.3g} s"
+            raise fault_of_connection(self.host, error, said, self._quote) from None
         except SelfInstructError:
             raise
         except openai.APIConnectionError as error:
@@ -173,6 +174,12 @@ class HttpBackend:
         if finish == "refused":
             raise PromptRefused(f"{self.host}: the content filter cut the answer", reason="content filter")
         if not isinstance(text, str) or not text.strip():
+            if finish == "length":
+                raise UnusableAnswer(
+                    f"{self.host}: the token limit ({prompt.max_new_tokens}) was used up before any text, as by a "
+                    "model that thinks first",
+                    hint="begin a new run with --set max_new_tokens=N, several times as many",
+                )
             raise UnusableAnswer(f"{self.host}: an empty answer")
         usage = answer.get("usage")
         usage = usage if isinstance(usage, dict) else {}

@@ -159,7 +159,7 @@ class RetryingBackend:
         if self._unusable >= _NEVER_ANY and now - self._first_unusable >= _NEVER_ANY_SECONDS:
             raise Stopped(
                 f"{self._unusable} answers and none is usable: {error.message}",
-                hint="check --base-url, --teacher and --api chat|completions",
+                hint=error.hint or "check --base-url, --teacher and --api chat|completions",
             ) from error
 
     def _is_no_chance(self, asked: _Asked, attempts: int) -> bool:

@@ -11,6 +11,7 @@ import sys
 def run() -> None:
     """Entry point of the installed command. It imports inside: Ctrl-C may come while Python still reads modules."""
     try:
+        _open_closed_streams()
         from selfinstruct.cli.app import app
 
         try:
@@ -31,6 +32,14 @@ def run() -> None:
             _interrupted()
         _close_down()
         raise
+
+
+def _open_closed_streams() -> None:
+    """Who starts us with a closed stream wants to hear nothing: without it prints fail, or go to another one, and files
+    of ours would get its number."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115, PTH123 (open to the end)
 
 
 def _interrupted() -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from selfinstruct.cli import options
-from selfinstruct.cli.console import errors_shown, result, result_json
+from selfinstruct.cli.console import errors_shown, result, result_json, say
 
 if TYPE_CHECKING:
     from selfinstruct.config import RunConfig
@@ -50,7 +50,8 @@ def status(out: options.Out, json: options.Json = False) -> None:
     with errors_shown(as_json=json):
         from selfinstruct.dataset.store import versions as all_versions
         from selfinstruct.run import folder, lock
-        from selfinstruct.run.journal import Journal
+        from selfinstruct.run.journal import FILE_NAME, Journal
+        from selfinstruct.run.writer import passes_log_over
 
         folder.require_run(out)
         journal = Journal.read_only(folder.run_folder(out))
@@ -64,6 +65,9 @@ def status(out: options.Out, json: options.Json = False) -> None:
         is_done = kept >= config.num and not counts["given_up"]
         state = "running" if worker else "done" if is_done else "stopped"
         command = f"selfinstruct resume {shlex.quote(str(out))}"
+        unread = passes_log_over(folder.run_folder(out) / FILE_NAME)
+        if unread:
+            say(f"{out} is read-only: answers that {FILE_NAME}-wal may hold are not counted")
         published = all_versions(out)
         names = [version.name for version in published]
         if json:
@@ -75,6 +79,7 @@ def status(out: options.Out, json: options.Json = False) -> None:
                     "target": config.num,
                     "teacher": config.teacher,
                     **counts,
+                    "log_unread": unread,
                     "versions": names,
                     "flagged": dict(published[-1].flagged) if published else {},
                     "resume": command if state == "stopped" else None,

@@ -23,11 +23,15 @@ def verify(out: options.Out, json: options.Json = False) -> None:
     with errors_shown(as_json=json):
         from selfinstruct.dataset import audit
         from selfinstruct.errors import DamagedFile, UsageError
-        from selfinstruct.run import inspection
+        from selfinstruct.run import folder, inspection
+        from selfinstruct.run.journal import FILE_NAME
+        from selfinstruct.run.writer import passes_log_over
 
         if not out.is_dir():
             raise UsageError(f"{out}: no such folder")
         of_run, run_findings = inspection.inspect(out)
+        if passes_log_over(folder.run_folder(out) / FILE_NAME):
+            say(f"{out} is read-only: {FILE_NAME}-wal was not looked at")
         of_dataset, dataset_findings = audit.examine(out)
         files, findings = of_run + of_dataset, run_findings + dataset_findings
         if not files:

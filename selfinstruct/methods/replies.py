@@ -16,6 +16,7 @@ from selfinstruct.methods.labels import KINDS, find_labels
 from selfinstruct.records import Completion, Draft, Loss, Reading
 
 _MAX_BROKEN_OBJECTS = 200  # each costs a scan of what follows: bounds the time that hostile text can take
+_MAX_PASSED = 20_000  # braces inside broken objects; each costs a look at what stands before
 _JSON_KEYS = KINDS | {
     "prompt": "instruction",
     "question": "instruction",
@@ -24,7 +25,8 @@ _JSON_KEYS = KINDS | {
     "completion": "output",
 }
 # Before an object that is no part of a broken one: a closing bracket, a comma; or a fence or a "Task 5" after such.
-_APART = re.compile(r"[\]},]\s*(?:`{3,}\w*\s*|[#*\s]*(?:\w+ )?\d+[.:)*]*\s*){0,4}$")
+# (possessive throughout: hostile text must not make it try again)
+_APART = re.compile(r"[\]},]\s*+(?:`{3,}+\w*\s*+|[#*\s]*+(?:\w++ )?\d++[.:)*]*+\s*+){0,4}$")
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
@@ -88,13 +90,14 @@ _DECODER = json.JSONDecoder(strict=False, object_pairs_hook=_object)
 def _read_json(text: str) -> list[Fields]:
     """Every JSON object in the text that has the keys of a task, in order; broken ones that began as one are lost."""
     tasks: list[Fields] = []
-    position, broken, inside = text.find("{"), 0, False
+    position, broken, passed, inside = text.find("{"), 0, 0, False
     while position >= 0:
-        if broken == _MAX_BROKEN_OBJECTS:
+        if broken == _MAX_BROKEN_OBJECTS or passed == _MAX_PASSED:
             tasks += [Fields(problem="too many broken JSON objects")] if tasks else []
             break
         inside = inside and not _APART.search(text[max(0, position - 200) : position])
         if inside:
+            passed += 1
             position = text.find("{", position + 1)
             continue
         try:

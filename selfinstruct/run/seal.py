@@ -8,6 +8,7 @@ The journal says by itself whether a seal or an announcement is beside it.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -42,11 +43,13 @@ class Announcement:
 
     def __init__(self, journal: Path, answers: int) -> None:
         """Go on with what was announced, which is ``answers``. Raises OSError."""
-        self._answers = answers
-        self._descriptor = os.open(journal.with_name(FILE_NAME), os.O_WRONLY | os.O_NOFOLLOW)
+        self._path, self._answers = journal.with_name(FILE_NAME), answers
+        self._descriptor = os.open(self._path, os.O_WRONLY | os.O_NOFOLLOW)
 
     def add(self, answers: int) -> None:
         """Count answers whose commit is on the disk. Raises OSError."""
+        if not os.fstat(self._descriptor).st_nlink:
+            raise FileNotFoundError(errno.ENOENT, "The folder of the run was removed", str(self._path))
         self._answers += answers
         os.pwrite(self._descriptor, _line(_ANNOUNCED, f"{self._answers:012}").encode(), 0)
 

@@ -150,7 +150,7 @@ def _key(config: RunConfig, environment: Mapping[str, str], urls: tuple[str, ...
                 hint=f"export {config.api_key_env}=... (or name another variable with --api-key-env)",
             )
         return None
-    if not key.isascii() or not key.isprintable():
+    if not key.isascii() or not key.isprintable() or " " in key:
         raise UsageError(f"the key in {config.api_key_env} holds characters that no HTTP header can carry")
     for url in urls:
         parts = urlsplit(url)
