@@ -76,6 +76,8 @@ def infer(
 
         if input is None or out is None:
             raise UsageError("--input and -o are needed", hint="selfinstruct infer MODEL --input FILE -o answers.jsonl")
+        if Path(input).resolve() == out.resolve():
+            raise UsageError(f"-o {out} is the input", hint="name another file for the answers")
         from selfinstruct.student import questions
         from selfinstruct.student.packages import require_packages
 
