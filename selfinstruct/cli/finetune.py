@@ -102,8 +102,7 @@ def finetune(
 
         named = {"template": template, "epochs": epochs, "batch": batch, "lr": lr, "max_length": max_length,
                  "hold_out": hold_out, "lora_rank": lora_rank, "seed": seed}  # fmt: skip
-        flags = {name: value for name, value in named.items() if value is not None}
-        chosen = recipes.recipe(recipe, method, **{**options.assigned(settings), **flags})
+        chosen = recipes.recipe(recipe, method, **{**options.assigned(settings), **options.given(named)})
         if plan:
             return _plan(model, chosen, as_json=json)
         if not (data and model and run):

@@ -113,7 +113,7 @@ def resume(
     """Go on with the run in OUT as it began; no answer in its journal is asked for again."""
     named = {name: value for name, value in locals().items() if name not in ("out", "forget_damaged", "set_", "json")}
     with errors_shown(as_json=json):
-        flags = {**options.assigned(set_), **{name: value for name, value in named.items() if value is not None}}
+        flags = {**options.assigned(set_), **options.given(named)}
         from selfinstruct.run import folder
 
         folder.require_run(out)

@@ -55,11 +55,11 @@ def settings(file: Path | None, flags: dict[str, Any], assignments: list[str] | 
     environment = dict(os.environ)
     _tell_of_unknown_variables(environment)
     with keys.concealed(environment):
-        given = {**assigned(assignments), **{name: value for name, value in flags.items() if value is not None}}
+        said = {**assigned(assignments), **given(flags)}
     endpoint = environment.get("OPENAI_BASE_URL", "").strip()
-    if endpoint and "SELFINSTRUCT_BASE_URL" not in environment and _asks_openai(given, file, environment):
+    if endpoint and "SELFINSTRUCT_BASE_URL" not in environment and _asks_openai(said, file, environment):
         environment["SELFINSTRUCT_BASE_URL"] = endpoint
-    return built(file, environment, given)
+    return built(file, environment, said)
 
 
 def built(file: Path | None, environment: dict[str, str], given: dict[str, Any]) -> RunConfig:
@@ -76,6 +76,11 @@ def built(file: Path | None, environment: dict[str, str], given: dict[str, Any])
                 hint="add --teacher NAME, as the server calls the model",
             )
         return found.resolve()
+
+
+def given(flags: dict[str, Any]) -> dict[str, Any]:
+    """The flags that the user gave."""
+    return {name: value for name, value in flags.items() if value is not None}
 
 
 def assigned(assignments: list[str] | None) -> dict[str, Any]:
