@@ -63,7 +63,15 @@ def test_an_answer_that_is_none_is_turned_down(output: str) -> None:
 
 @pytest.mark.parametrize(
     "output",
-    ["0", "No", "None of them is.", "Nothing compares to you", "No output was logged that day", "Nenhuma delas.", "Não"],
+    [
+        "0",
+        "No",
+        "None of them is.",
+        "Nothing compares to you",
+        "No output was logged that day",
+        "Nenhuma delas.",
+        "Não",
+    ],
 )
 def test_a_short_answer_that_answers_passes(output: str) -> None:
     assert RULES["no_output"](draft(output=output), EN) == ""
