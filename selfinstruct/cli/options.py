@@ -56,9 +56,6 @@ def settings(file: Path | None, flags: dict[str, Any], assignments: list[str] | 
     _tell_of_unknown_variables(environment)
     with keys.concealed(environment):
         said = {**assigned(assignments), **given(flags)}
-    endpoint = environment.get("OPENAI_BASE_URL", "").strip()
-    if endpoint and "SELFINSTRUCT_BASE_URL" not in environment and _asks_openai(said, file, environment):
-        environment["SELFINSTRUCT_BASE_URL"] = endpoint
     return built(file, environment, said)
 
 
@@ -69,6 +66,12 @@ def built(file: Path | None, environment: dict[str, str], given: dict[str, Any])
 
     with keys.concealed(os.environ, given.get("api_key_env")):
         found = config.load(file, environment, given)
+        if _asks_openai(found, environment):
+            found = config.load(
+                None,  # once is enough: a pipe cannot be read again
+                {"SELFINSTRUCT_BASE_URL": environment["OPENAI_BASE_URL"]},
+                found.model_dump(exclude_unset=True, exclude={"base_url"}),
+            )
         keys.refuse(found, os.environ)
         if found.base_url and "teacher" not in found.model_fields_set:
             raise UsageError(
@@ -111,7 +114,12 @@ def _tell_of_unknown_variables(environment: dict[str, str]) -> None:
             say(f"warning: the variable {name[:80]} is ignored{f'; did you mean {_PREFIX}{near[0]}?' if near else ''}")
 
 
-def _asks_openai(given: dict[str, Any], file: Path | None, environment: dict[str, str]) -> bool:
+def _asks_openai(found: RunConfig, environment: dict[str, str]) -> bool:
     """True when a remote teacher is named without an endpoint: then OPENAI_BASE_URL counts, as in other tools."""
-    teacher = str(given.get("teacher") or environment.get("SELFINSTRUCT_TEACHER") or "")
-    return bool(teacher) and not teacher.startswith(("local:", "scripted")) and not given.get("base_url") and not file
+    return (
+        bool(environment.get("OPENAI_BASE_URL", "").strip())
+        and "SELFINSTRUCT_BASE_URL" not in environment
+        and "teacher" in found.model_fields_set
+        and not found.teacher.startswith(("local:", "scripted"))
+        and not found.base_url
+    )
