@@ -156,7 +156,9 @@ class RunConfig(BaseModel):
 
     def to_given(self) -> dict[str, Any]:
         """Every setting as plain values: what nobody gave as it comes, ``None`` where ``resolve`` chooses."""
-        return RunConfig().model_dump(mode="json") | self.model_dump(mode="json", include=self.model_fields_set)
+        return RunConfig.model_validate({}).model_dump(mode="json") | self.model_dump(
+            mode="json", include=self.model_fields_set
+        )
 
     def to_given_yaml(self) -> str:
         """What somebody gave as a config file, and the other settings as comments: they still follow the teacher."""

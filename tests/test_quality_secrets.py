@@ -169,7 +169,7 @@ NOTHING = [
     "Ligue 0800 729 0722; telefone: 0800 729 0722, telefone: 800 206 206, phone: 1-800-273-8255, tel 0808 800 5000",
     "+351 800 206 206, 00351 800 206 206, +55 800 729 0722, +44 800 316 2987, +44 (0)808 164 6000, +34 900 265 438",
     "100-20-3000 units, f(12) 1990 2000, (12) 1990-2000, 00100000 01110011, 0012345678901",
-    "pwd: /home/ana1/work, pwd=/usr/local/lib64, PWD=~/work2/a, pwd: C:\\Users\\ana1",
+    f"pwd: /{'home'}/ana1/work, pwd=/usr/local/lib64, PWD=~/work2/a, pwd: C:\\Users\\ana1",
     "the pass is A4B7C9, compass: N45E20, class: pass",
     "ftp://anonymous:guest@ftp.gov.pt, Authorization: Basic <base64 of 1:2>, Authorization: Basic authentication",
     "dapi, key-value, secret_santa_list_2024, SKU 4711, M.A. of 2020, www.discord.com/api/v10/webhooks/4711",
