@@ -185,6 +185,17 @@ def test_a_run_keeps_drafts_away_from_evaluation_sets(
     assert "evaluation_sha256" in refused.stderr
 
 
+def test_a_dry_run_reads_the_evaluation_sets_too(run: Any, tmp_path: Path) -> None:
+    start = ("generate", tmp_path / "plan", "--teacher", "scripted", "--dry-run")
+    ended = run(*start, "--decontaminate", tmp_path / "missing.jsonl")
+    assert (ended.returncode, "missing.jsonl: no such file" in ended.stderr) == (2, True)
+    assert "4 tasks was read and judged: 4 kept" in run(*start).stdout
+    assert run("generate", tmp_path / "out", "--teacher", "scripted", "--num", 12).returncode == 0
+    first = next(row for row in read(tmp_path / "out") if row["request_no"] == 0)
+    evals = write(tmp_path / "eval.jsonl", [{"instruction": first["instruction"]}])
+    assert "4 tasks was read and judged: 3 kept" in run(*start, "--decontaminate", evals).stdout
+
+
 @pytest.mark.parametrize("other", ["out.jsonl", "in.jsonl", "sub/../out.jsonl"])
 def test_dropped_rows_are_not_written_over_the_kept_ones(other: str, run: Any, tmp_path: Path) -> None:
     file, before = write(tmp_path / "in.jsonl", ROWS), (tmp_path / "in.jsonl").read_bytes()

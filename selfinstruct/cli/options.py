@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 _PREFIX, _OTHER_VARIABLES = "SELFINSTRUCT_", {"MODELS", "SERVE_TOKEN"}  # the others are of other commands
 
 Out = Annotated[Path, typer.Argument(metavar="OUT", help="Folder of the dataset, for example outputs/alpaca.")]
-Json = Annotated[bool, typer.Option("--json", help="Print the result as one JSON object.")]
+Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON, in one line.")]
 Teacher = Annotated[
     str | None,
     typer.Option(
@@ -39,6 +39,19 @@ MinAcceptance = Annotated[
     float | None, typer.Option(help="Stop when a smaller share of the last tasks is accepted [0.01].")
 ]
 Timeout = Annotated[float | None, typer.Option(help="Seconds for one attempt of a request, all in all [300].")]
+# The same for a run that goes on, whose defaults are its own: what it began with, or was last told.
+_RECORDED = "[as recorded]"
+NumAgain = Annotated[int | None, typer.Option("--num", "-n", help=f"Rows to reach {_RECORDED}.")]
+ApiKeyEnvAgain = Annotated[
+    str | None, typer.Option(metavar="NAME", help=f"Environment variable that holds the key {_RECORDED}.")
+]
+ConcurrencyAgain = Annotated[int | None, typer.Option(help=f"Requests in flight {_RECORDED}.")]
+TimeoutAgain = Annotated[
+    float | None, typer.Option(help=f"Seconds for one attempt of a request, all in all {_RECORDED}.")
+]
+MinAcceptanceAgain = Annotated[
+    float | None, typer.Option(help=f"Stop when a smaller share of the last tasks is accepted {_RECORDED}.")
+]
 Profile = Annotated[
     bool | None,
     typer.Option("--profile/--no-profile", help="Publish how near each row is to the seeds and earlier rows."),
