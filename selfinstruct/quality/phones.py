@@ -20,7 +20,10 @@ _COUNTRIES = re.compile(
     "|9(?:[0-58]|6[0-8]|7[0-79]|9[2-68])"
 )
 _INTERNATIONAL = re.compile(r"(?<![\w+])\+\(?[1-9](?:[ .()/-]{0,3}+[0-9]){8,14}(?![\w-]|[.,][0-9])")
-_ABROAD = re.compile(r"(?<![\w.,/+-])00 ?[1-9](?:[ .()/-]{0,3}+[0-9]){8,14}(?![\w-]|[.,][0-9])")
+# With a gap somewhere: bar codes and numbers filled up with zeros have none.
+_ABROAD = re.compile(
+    r"(?<![\w.,/+-])00[1-9](?=[0-9]{0,12}[ .()-])(?:[ .()-]{0,3}+[0-9]){8,12}(?![ .-]?[0-9]|[\w-]|[.,/][0-9])"
+)
 _NORTH_AMERICAN = re.compile(
     rf"{_BEFORE}(?:1[ .-])?(?:\([0-9]{{3}}\)[ -]?[0-9]{{3}}[ .-]|[0-9]{{3}}([.-])[0-9]{{3}}\1)[0-9]{{4}}{_AFTER}"
 )
@@ -34,7 +37,7 @@ _WITH_TRUNK_ZERO = re.compile(rf"{_BEFORE}\(?0[1-9][0-9]{{1,3}}\)?(?:[ -][0-9]{{
 _NAMED = re.compile(
     r"\b(?:(?:tele)?phone|mobile|cell(?:phone)?|tel|tl[mf]|fax|telefone|tel[eé]fono|telem[oó]vel|m[oó]vil|celular|contac?to|ligue|whatsapp)\b"
     r"(?:[ \t]{1,2}(?:numbers?|no|is|are|at|n[º°]|número|é|para)\b){0,2}+[.:#=]{0,2}[ \t\"']{0,3}"
-    rf"(?P<number>\(?[0-9](?:[ .()-]{{0,3}}+[0-9]){{6,12}}){_AFTER}",
+    rf"(?P<number>\(?[0-9](?:[ .()-]{{0,3}}+[0-9]){{6,14}}){_AFTER}",
     re.IGNORECASE,
 )
 _FORMS = (_INTERNATIONAL, _ABROAD, _NORTH_AMERICAN, _FICTION, _BRAZILIAN, _WITH_TRUNK_ZERO, _NAMED)
@@ -59,8 +62,8 @@ def _whose(digits: str, form: re.Pattern[str]) -> Whose:
     counts = any(digits[-7:] in row for row in _COUNTING) or len(set(digits)) < _FEW
     if form is _INTERNATIONAL:
         return _whose_international(digits, counts)
-    if form is _ABROAD:  # bits and numbers with leading zeros look so too
-        return "nobody" if counts else _whose_international(digits[2:], counts)
+    if form is _ABROAD or (form is _NAMED and digits.startswith("00")):
+        return "nobody" if form is _ABROAD and counts else _whose_international(digits[2:], counts)
     if form is _WITH_TRUNK_ZERO and (len(digits) not in (10, 11) or len(set(digits)) < _FEW):
         return "nobody"  # 0110 1001 1010 is no phone number
     if form in (_WITH_TRUNK_ZERO, _NAMED) and digits.startswith("0"):
