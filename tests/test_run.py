@@ -343,5 +343,8 @@ def test_a_profiled_version_says_how_near_each_row_is_as_rouge_score_does(
         assert [near["score"] for near in row["most_similar"]] == sorted(scores, reverse=True)[:10]
         before.append((row["id"], row["instruction"]))
     assert load_dataset(str(out), split="train")[0]["most_similar"][0]["score"] >= 0
+    card = (out / "README.md").read_text()
+    assert all(f"`{column}`" in card for column in rows[0])
     assert run("publish", out, "--no-profile").returncode == 0
     assert "similarity" not in rows_of(out, "v2")[0]
+    assert "`similarity`" not in (out / "README.md").read_text()

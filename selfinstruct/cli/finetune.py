@@ -22,13 +22,19 @@ if TYPE_CHECKING:
 
 _EXAMPLES = """Examples:
 
-  selfinstruct finetune outputs/first --model models/llama-7b -o runs/alpaca --recipe alpaca-7b
+  \b
+  selfinstruct finetune outputs/first --model models/llama-7b \\
+      -o runs/alpaca --recipe alpaca-7b
 
-  selfinstruct finetune rows.jsonl --model HuggingFaceTB/SmolLM2-135M --method lora -o runs/lora
+  \b
+  selfinstruct finetune rows.jsonl --model HuggingFaceTB/SmolLM2-135M \\
+      -o runs/lora --method lora
 
   selfinstruct finetune --plan --model models/llama-7b
 
-  torchrun --nproc-per-node 2 $(which selfinstruct) finetune outputs/first --model models/llama-7b -o runs/two"""
+  \b
+  torchrun --nproc-per-node 2 $(which selfinstruct) \\
+      finetune outputs/first --model models/llama-7b -o runs/two"""
 
 
 Rows = Annotated[

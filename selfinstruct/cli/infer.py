@@ -35,7 +35,9 @@ _EXAMPLES = """Examples:
 
   selfinstruct infer outputs/run --input questions.jsonl -o answers.jsonl
 
-  selfinstruct infer outputs/merged --input outputs/alpaca@v2 -o answers.parquet --temperature 0.7
+  \b
+  selfinstruct infer outputs/merged --input outputs/alpaca@v2 \\
+      -o answers.parquet --temperature 0.7
 
   selfinstruct infer outputs/merged --plan"""
 

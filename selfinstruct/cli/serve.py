@@ -20,7 +20,9 @@ _SERVE_EXAMPLES = """Examples:
 
   selfinstruct serve outputs/merged --port 8000
 
-  selfinstruct generate outputs/next --teacher student --base-url http://127.0.0.1:8000/v1"""
+  \b
+  selfinstruct generate outputs/next --teacher student \\
+      --base-url http://127.0.0.1:8000/v1"""
 
 
 def register(app: typer.Typer) -> None:

@@ -1,4 +1,7 @@
-"""Near-duplicates out of any file, and rows of evaluation sets out of training data: exact ROUGE-L, as in a run."""
+"""Near-duplicates out of any file, and rows of evaluation sets out of training data: exact ROUGE-L, as in a run.
+
+A text without a single token resembles nothing by ROUGE-L. Texts that are equal to the letter are doubles all the same.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,9 @@ from selfinstruct.dataset import tables
 from selfinstruct.dataset.columnar import Row
 from selfinstruct.dataset.tables import Place
 from selfinstruct.errors import UsageError
+from selfinstruct.novelty.answers import Novelty
 from selfinstruct.novelty.index import RougeLIndex
+from selfinstruct.novelty.tokens import TOKENIZERS
 
 _TEXT_FIELDS = ("instruction", "prompt", "question", "text", "input")
 
@@ -38,27 +43,73 @@ class Dropped:
 
 @dataclass(slots=True)
 class Report:
-    """What a pass over a file did."""
+    """What a pass over a file did. ``is_ascii`` is False as soon as a text, also of an evaluation set, is not ASCII."""
 
     read: int = 0
     kept: int = 0
+    is_ascii: bool = True
     dropped: list[Dropped] = field(default_factory=list)
 
 
 Watch = Callable[[Report], None]
 
 
+def tokenizer_of(source: Path) -> str | None:
+    """The tokenizer of the run that made a dataset of ours; None for any other file."""
+    version = tables.version_of(source)
+    identity = version.about.get("identity") if version else None
+    name = identity.get("tokenizer") if isinstance(identity, dict) else None
+    return name if isinstance(name, str) and name in TOKENIZERS else None
+
+
+class _Texts:
+    """Texts and where they stand, as an index numbers them; also those that it cannot tell from one another."""
+
+    def __init__(self, index: RougeLIndex) -> None:
+        self._index = index
+        self._places: list[tuple[Place, str]] = []
+        self._apart: dict[str, int] = {}  # what ROUGE-L never turns down: no tokens, or a threshold of 1
+
+    def __getitem__(self, number: int) -> tuple[Place, str]:
+        return self._places[number]
+
+    def add(self, place: Place, text: str) -> None:
+        self._index.add(text)
+        self._note(place, text)
+
+    def offer(self, place: Place, text: str) -> Novelty:
+        """Add the text if it is new, and say so."""
+        found = self._equal(text) or self._index.offer(text)
+        if found.nearest_id is None:
+            self._note(place, text)
+        return found
+
+    def query(self, text: str) -> Novelty:
+        """What ``offer`` would answer; adds nothing."""
+        return self._equal(text) or self._index.query(text)
+
+    def _equal(self, text: str) -> Novelty | None:
+        number = self._apart.get(text)
+        return None if number is None else Novelty(kept=False, score=1.0, nearest_id=number)
+
+    def _note(self, place: Place, text: str) -> None:
+        # Only these few: in all others two equal texts have a ROUGE-L of 1, and a name more costs 100 bytes.
+        if text and (self._index.threshold == 1 or not TOKENIZERS[self._index.tokenizer](text)):
+            self._apart.setdefault(text, len(self._places))
+        self._places.append((place, text))
+
+
 def dedup(source: Path, out: Path, *, field: str | None, index: RougeLIndex, watch: Watch) -> Report:
     """Write the rows of ``source`` that are new, in order, to ``out``: each is compared with all kept before it."""
     report = Report()
-    kept: list[tuple[Place, str]] = []
+    kept = _Texts(index)
 
     def new_rows() -> Iterator[Row]:
         for place, row, text in _texts(source, field):
             report.read += 1
-            novelty = index.offer(text)
+            report.is_ascii = report.is_ascii and text.isascii()
+            novelty = kept.offer(place, text)
             if novelty.nearest_id is None:
-                kept.append((place, text))
                 report.kept += 1
                 yield row
             else:
@@ -77,14 +128,17 @@ def decontaminate(
     ``index`` must be empty; it is filled with the texts of ``against``.
     """
     report = Report()
-    evaluation = [found for path in against for found in texts(path, field)]
-    for _, text in evaluation:
-        index.add(text)
+    evaluation = _Texts(index)
+    for path in against:
+        for place, text in texts(path, field):
+            report.is_ascii = report.is_ascii and text.isascii()
+            evaluation.add(place, text)
 
     def clean_rows() -> Iterator[Row]:
         for place, row, text in _texts(source, field):
             report.read += 1
-            novelty = index.query(text)
+            report.is_ascii = report.is_ascii and text.isascii()
+            novelty = evaluation.query(text)
             if novelty.nearest_id is None:
                 report.kept += 1
                 yield row

@@ -38,9 +38,8 @@ class Place:
 
 def read(path: Path) -> Iterator[tuple[Place, Row]]:
     """The rows of a file, or of a dataset of ours (``folder`` or ``folder@v2``); UsageError says what is wrong."""
-    folder, _, version = str(path).rpartition("@")
-    if path.is_dir() or (folder and not path.exists() and Path(folder).is_dir()):
-        found = store.find(path, "latest") if path.is_dir() else store.find(Path(folder), version)
+    found = version_of(path)
+    if found:
         store.verify(found)
         files = [file for split in store.SPLITS for file in found.files(split)]
         return _numbered(f"{found.folder.parent}@{found.name}", (row for file in files for row in _parquet(file)))
@@ -50,6 +49,14 @@ def read(path: Path) -> Iterator[tuple[Place, Row]]:
     if kind == "parquet":
         return _numbered(str(path), _parquet(path))
     return {"jsonl": _json_lines, "json": _json_array, "csv": _csv}[kind](path)
+
+
+def version_of(path: Path) -> store.Version | None:
+    """The version of a dataset of ours that ``folder`` or ``folder@v2`` names; None for a path that names a file."""
+    if path.is_dir():
+        return store.find(path, "latest")
+    folder, _, version = str(path).rpartition("@")
+    return store.find(Path(folder), version) if folder and not path.exists() and Path(folder).is_dir() else None
 
 
 def format_of(path: Path) -> str:
