@@ -102,10 +102,10 @@ def _check_dropped(dropped: Path | None, *others: Path) -> None:
 
 
 def _finish(report: Report, output: Path, dropped: Path | None, index: RougeLIndex, *, as_json: bool) -> None:
-    from selfinstruct.dataset import tables
+    from selfinstruct.dataset.dedup import write_dropped
 
     if dropped:
-        tables.write(dropped, (row.as_dict() for row in report.dropped))
+        write_dropped(dropped, report)
     if as_json:
         result_json(
             {

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from selfinstruct.dataset import tables
-from selfinstruct.dataset.columnar import Row
 from selfinstruct.dataset.tables import Place
+from selfinstruct.dataset.text_rows import Row
 from selfinstruct.errors import UsageError
 from selfinstruct.novelty.index import RougeLIndex
 
@@ -50,23 +50,16 @@ Watch = Callable[[Report], None]
 
 def dedup(source: Path, out: Path, *, field: str | None, index: RougeLIndex, watch: Watch) -> Report:
     """Write the rows of ``source`` that are new, in order, to ``out``: each is compared with all kept before it."""
-    report = Report()
     kept: list[tuple[Place, str]] = []
 
-    def new_rows() -> Iterator[Row]:
-        for place, row, text in _texts(source, field):
-            report.read += 1
-            novelty = index.offer(text)
-            if novelty.nearest_id is None:
-                kept.append((place, text))
-                report.kept += 1
-                yield row
-            else:
-                report.dropped.append(Dropped(place, text, novelty.score, *kept[novelty.nearest_id]))
-            watch(report)
+    def judge(place: Place, text: str) -> Dropped | None:
+        novelty = index.offer(text)
+        if novelty.nearest_id is not None:
+            return Dropped(place, text, novelty.score, *kept[novelty.nearest_id])
+        kept.append((place, text))
+        return None
 
-    tables.write(out, new_rows())
-    return report
+    return _filtered(source, out, field, judge, watch)
 
 
 def decontaminate(
@@ -76,36 +69,60 @@ def decontaminate(
 
     ``index`` must be empty; it is filled with the texts of ``against``.
     """
-    report = Report()
     evaluation = [found for path in against for found in texts(path, field)]
     for _, text in evaluation:
         index.add(text)
 
-    def clean_rows() -> Iterator[Row]:
-        for place, row, text in _texts(source, field):
-            report.read += 1
-            novelty = index.query(text)
-            if novelty.nearest_id is None:
-                report.kept += 1
-                yield row
-            else:
-                report.dropped.append(Dropped(place, text, novelty.score, *evaluation[novelty.nearest_id]))
-            watch(report)
+    def judge(place: Place, text: str) -> Dropped | None:
+        novelty = index.query(text)
+        if novelty.nearest_id is None:
+            return None
+        return Dropped(place, text, novelty.score, *evaluation[novelty.nearest_id])
 
-    tables.write(out, clean_rows())
+    return _filtered(source, out, field, judge, watch)
+
+
+def write_dropped(path: Path, report: Report) -> None:
+    """Write the rows that were left out to a file, with what they were left out for."""
+    import pyarrow as pa
+
+    text = pa.string()
+    columns = [("row", text), ("text", text), ("score", pa.float64()), ("because", text), ("because_text", text)]
+    tables.write(path, (row.as_dict() for row in report.dropped), pa.schema(columns))
+
+
+def _filtered(
+    source: Path, out: Path, field: str | None, judge: Callable[[Place, str], Dropped | None], watch: Watch
+) -> Report:
+    report, text_of = Report(), _text_of(field)
+
+    def turn(place: Place, row: Row) -> Row | None:
+        dropped = judge(place, text_of(place, row))
+        report.read += 1
+        if dropped:
+            report.dropped.append(dropped)
+        else:
+            report.kept += 1
+        watch(report)
+        return None if dropped else row
+
+    tables.rewrite(source, out, turn)
     return report
 
 
 def texts(source: Path, field: str | None) -> Iterator[tuple[Place, str]]:
     """Each row's place and the text that is compared: ``field``, or the first of the usual ones that the file has."""
-    for place, _, text in _texts(source, field):
-        yield place, text
-
-
-def _texts(source: Path, field: str | None) -> Iterator[tuple[Place, Row, str]]:
-    """Each row with the text to compare: the named field, or the first of the usual ones that the file has."""
-    chosen = field
+    text_of = _text_of(field)
     for place, row in tables.read(source):
+        yield place, text_of(place, row)
+
+
+def _text_of(field: str | None) -> Callable[[Place, Row], str]:
+    """What gives a row's text to compare: the named field, or the first of the usual ones that the first row has."""
+    chosen = field
+
+    def text_of(place: Place, row: Row) -> str:
+        nonlocal chosen
         if chosen is None:
             chosen = next((name for name in _TEXT_FIELDS if isinstance(row.get(name), str)), None)
             if chosen is None:
@@ -116,4 +133,6 @@ def _texts(source: Path, field: str | None) -> Iterator[tuple[Place, Row, str]]:
         if not isinstance(text, str):
             seen = ", ".join(list(row)[:8]) if chosen not in row else f"{chosen} = {text!r:.40}"
             raise UsageError(f"{place}: has no text {chosen!r} ({seen})", hint="name the field: --field NAME")
-        yield place, row, text
+        return text
+
+    return text_of

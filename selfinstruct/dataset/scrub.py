@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from selfinstruct.dataset import tables
-from selfinstruct.dataset.columnar import Row
 from selfinstruct.dataset.tables import Place
+from selfinstruct.dataset.text_rows import Row
 from selfinstruct.quality.secrets import kinds, mask
 
 
@@ -34,20 +34,19 @@ def scrub(source: Path, out: Path | None, *, drop: bool) -> Report:
     """
     report = Report()
 
-    def clean_rows() -> Iterator[Row]:
-        for place, row in tables.read(source):
-            report.read += 1
-            found = kinds(*_texts(row))
-            if found:
-                report.flagged.append((place, found))
-            if not (found and drop):
-                yield _masked(row) if found else row
+    def clean(place: Place, row: Row) -> Row | None:
+        report.read += 1
+        found = kinds(*_texts(row))
+        if not found:
+            return row
+        report.flagged.append((place, found))
+        return None if drop else _masked(row)
 
     if out is None:
-        for _ in clean_rows():
-            pass
+        for place, row in tables.read(source):
+            clean(place, row)
     else:
-        tables.write(out, clean_rows())
+        tables.rewrite(source, out, clean)
     return report
 
 
