@@ -254,6 +254,22 @@ def test_two_parquet_columns_of_one_name_are_refused(run: Any, tmp_path: Path) -
         assert (ended.returncode, "two columns 'text'" in ended.stderr) == (2, True), ended.stderr
 
 
+@settings(max_examples=200, deadline=None)
+@given(st.integers() | st.floats(allow_nan=False, allow_infinity=False), st.sampled_from(["{}", "+{}"]))
+def test_numbers_stay_numbers_in_csv(tmp_path_factory: Any, number: float, form: str) -> None:
+    text = str(number) if number < 0 else form.format(number)
+    folder = tmp_path_factory.mktemp("csv")
+    (folder / "in.csv").write_text(f"n,t\n{text},x\n")
+    tables.rewrite(folder / "in.csv", folder / "out.csv", lambda place, row: row)
+    assert (folder / "out.csv").read_text() == f"n,t\n{text},x\n"
+
+
+@pytest.mark.parametrize("cell", ["-1+2", "+351 912", "-", "+", "-A1", "-1\n", "=1", "@x", "-1,5", "-٣", "-0x1", "--1"])
+def test_what_only_begins_like_a_number_is_guarded_in_csv(cell: str, tmp_path: Path) -> None:
+    tables.write(tmp_path / "out.csv", [{"t": cell}])
+    assert read(tmp_path / "out.csv") == [{"t": f"'{cell}"}]
+
+
 def test_what_was_read_of_a_parquet_file_is_let_go(tmp_path: Path) -> None:
     file = tmp_path / "in.parquet"
     with pq.ParquetWriter(file, pa.schema([("text", pa.string())])) as writer:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import codecs
 import csv
 import json
+import re
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
@@ -27,13 +28,14 @@ if TYPE_CHECKING:
 _T = TypeVar("_T")
 _ROWS_AT_ONCE = 10_000
 _FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "\uff1d", "\uff0b", "\uff0d", "\uff20")
+_NUMBER = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d+)?", re.ASCII)
 _REMEDY = "write .jsonl, where rows need not be alike"
 
 
 def write_csv(path: Path, out: IO[bytes], rows: Iterable[Row], columns: pa.Schema | None) -> None:
     """Write rows to ``out``, the file that will be ``path``.
 
-    Names and cells that a spreadsheet would run as a formula get a leading apostrophe.
+    Names and cells that a spreadsheet would run as a formula get a leading apostrophe; plain numbers do not.
     """
     if columns is not None:
         _write_lines(path, out, columns.names, rows)
@@ -97,7 +99,7 @@ def _write_lines(path: Path, out: IO[bytes], names: Sequence[str], rows: Iterabl
 def _cell(value: Any) -> Any:
     if isinstance(value, dict | list):
         value = as_json(value)
-    if isinstance(value, str) and value.startswith(_FORMULA):
+    if isinstance(value, str) and value.startswith(_FORMULA) and not _NUMBER.fullmatch(value):
         return f"'{value}"
     return value
 
