@@ -34,6 +34,13 @@ def columns(files: Sequence[Path]) -> pa.Schema:
         raise _unreadable(files[0], error) from None
 
 
+def names(fields: Iterable[pa.Field]) -> Iterator[str]:
+    """The names of columns, and of what is nested in them."""
+    for field in fields:
+        yield field.name
+        yield from names(_parts(field.type))
+
+
 def rows(files: Sequence[Path]) -> Iterator[tuple[int, Row]]:
     """The rows of some Parquet files, numbered through from 1."""
     numbers = count(1)
@@ -133,7 +140,12 @@ def _holds_text(kind: pa.DataType) -> bool:
         return _holds_text(kind.value_type)
     if pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind):
         return True
-    return any(_holds_text(kind.field(number).type) for number in range(kind.num_fields))
+    return any(_holds_text(field.type) for field in _parts(kind))
+
+
+def _parts(kind: pa.DataType) -> list[pa.Field]:
+    """The fields that a nested type is made of; [] for a plain one."""
+    return [kind.field(number) for number in range(kind.num_fields)]
 
 
 def _unreadable(path: Path, error: Exception) -> UsageError:
