@@ -142,6 +142,34 @@ def test_dropped_rows_are_not_written_over_the_kept_ones(other: str, run: Any, t
 
 
 @pytest.mark.parametrize(
+    ("against", "output"),
+    [
+        ("eval.jsonl", "eval.jsonl"),
+        ("eval.jsonl", "sub/../eval.jsonl"),
+        ("link.jsonl", "eval.jsonl"),
+        ("link.jsonl", "link.jsonl"),
+        ("eval.jsonl", "link.jsonl"),
+        ("eval.jsonl", "folder/eval.jsonl"),
+        ("folder/link.jsonl", "eval.jsonl"),
+    ],
+)
+@pytest.mark.parametrize("option", ["-o", "--dropped"])
+def test_an_evaluation_set_is_not_written_over(
+    option: str, against: str, output: str, run: Any, tmp_path: Path
+) -> None:
+    file, evals = write(tmp_path / "in.jsonl", ROWS), write(tmp_path / "eval.jsonl", [{"text": TEXTS[0]}])
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "link.jsonl").symlink_to(evals)
+    (tmp_path / "folder").symlink_to(tmp_path)
+    before = evals.read_bytes()
+    more = () if option == "-o" else ("-o", tmp_path / "new.jsonl")
+    ended = run("decontaminate", file, "--against", tmp_path / against, option, tmp_path / output, *more)
+    if option == "-o" or (against, output) != ("eval.jsonl", "link.jsonl"):  # that link alone would be replaced
+        assert (ended.returncode, f"{option} {tmp_path / output}" in ended.stderr) == (2, True), ended.stderr
+    assert evals.read_bytes() == before
+
+
+@pytest.mark.parametrize(
     ("name", "content", "words"),
     [
         ("a.jsonl", b'{"instruction": "x"}\n{broken\n', "a.jsonl:2"),
