@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+import selfinstruct
 from selfinstruct import durable
 from selfinstruct.dataset import card, store
 from selfinstruct.dataset.publish import publish
@@ -202,6 +203,16 @@ def test_a_write_that_fails_leaves_the_old_file(tmp_path: Path) -> None:
     with pytest.raises(OSError):
         durable.write_text(tmp_path / "folder", "new")
     assert [path.name for path in tmp_path.iterdir()] == ["folder"]
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize("split", ["train", None])
+def test_only_columns_that_are_there_can_be_loaded(split: str | None, streaming: bool, out: Path) -> None:
+    with pytest.raises(UsageError, match="v2: has no column 'nope'") as caught:
+        selfinstruct.load(out, split=split, streaming=streaming, columns=["id", "nope"])
+    assert caught.value.hint.startswith("it has id, instruction, input, output, ")
+    found = selfinstruct.load(out, split=split, streaming=streaming, columns=["output", "id"])
+    assert set(next(iter(found if split else found["train"]))) == {"id", "output"}
 
 
 def test_a_card_knows_whether_it_is_whole(out: Path) -> None:
