@@ -19,7 +19,6 @@ from tasks import replay, task
 from teacher import Teacher
 
 from selfinstruct.dataset import tables
-from selfinstruct.errors import UsageError
 
 TEXTS = [
     "Name the three longest rivers of Portugal and say where each of them ends.",
@@ -206,6 +205,34 @@ def test_dropped_rows_are_not_written_over_the_kept_ones(other: str, run: Any, t
 
 
 @pytest.mark.parametrize(
+    ("against", "output"),
+    [
+        ("eval.jsonl", "eval.jsonl"),
+        ("eval.jsonl", "sub/../eval.jsonl"),
+        ("link.jsonl", "eval.jsonl"),
+        ("link.jsonl", "link.jsonl"),
+        ("eval.jsonl", "link.jsonl"),
+        ("eval.jsonl", "folder/eval.jsonl"),
+        ("folder/link.jsonl", "eval.jsonl"),
+    ],
+)
+@pytest.mark.parametrize("option", ["-o", "--dropped"])
+def test_an_evaluation_set_is_not_written_over(
+    option: str, against: str, output: str, run: Any, tmp_path: Path
+) -> None:
+    file, evals = write(tmp_path / "in.jsonl", ROWS), write(tmp_path / "eval.jsonl", [{"text": TEXTS[0]}])
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "link.jsonl").symlink_to(evals)
+    (tmp_path / "folder").symlink_to(tmp_path)
+    before = evals.read_bytes()
+    more = () if option == "-o" else ("-o", tmp_path / "new.jsonl")
+    ended = run("decontaminate", file, "--against", tmp_path / against, option, tmp_path / output, *more)
+    if option == "-o" or (against, output) != ("eval.jsonl", "link.jsonl"):  # that link alone would be replaced
+        assert (ended.returncode, f"{option} {tmp_path / output}" in ended.stderr) == (2, True), ended.stderr
+    assert evals.read_bytes() == before
+
+
+@pytest.mark.parametrize(
     ("name", "content", "words"),
     [
         ("a.jsonl", b'{"instruction": "x"}\n{broken\n', "a.jsonl:2"),
@@ -258,18 +285,17 @@ def test_no_column_of_a_later_row_is_lost(target: str, run: Any, tmp_path: Path)
 
 @pytest.mark.parametrize("late", [{"note": "late"}, {"about": {"by": "me", "at": "home"}}])
 @pytest.mark.parametrize("target", [".csv", ".parquet"])
-def test_a_column_that_comes_too_late_for_the_first_line_is_refused(
+def test_a_column_that_comes_up_after_10_000_rows_has_its_place(
     late: dict[str, Any], target: str, tmp_path: Path
 ) -> None:
     rows: list[dict[str, Any]] = [{"text": str(n), "about": {"by": "me"}} for n in range(10_000)]
     out = tmp_path / f"out{target}"
-    if target == ".csv" and "about" in late:
-        assert tables.write(out, [*rows, {**rows[0], **late}]) == 10_001
-        return
-    with pytest.raises(UsageError, match=r"row 10001 .*(note|about\.at)") as caught:
-        tables.write(out, [*rows, {**rows[0], **late}])
-    assert ".jsonl" in caught.value.hint
-    assert not list(tmp_path.iterdir())
+    tables.write(out, [*rows, {**rows[0], **late}])
+    found = read(out)
+    assert (len(found), list(found[0])) == (10_001, list(found[-1]))
+    for name, value in late.items():
+        assert found[-1][name] == (json.dumps(value) if target == ".csv" and name == "about" else value)
+    assert [path.name for path in tmp_path.iterdir()] == [out.name]
 
 
 @pytest.mark.parametrize(

@@ -81,6 +81,7 @@ def decontaminate(
         from selfinstruct.dataset import dedup as work
 
         index, of_run = _index(threshold, tokenizer, file)
+        _check_output(output, against)
         _check_dropped(dropped, output, file, *against)
         with _Bar(file) as bar:
             report = work.decontaminate(file, output, against, field=field, index=index, watch=bar.show)
@@ -121,20 +122,30 @@ def _check_dropped(dropped: Path | None, *others: Path) -> None:
     """UsageError when the dropped rows would be written over a file that the command reads or writes."""
     from selfinstruct.errors import UsageError
 
-    def place(path: Path) -> Path:
-        return path.parent.resolve() / path.name  # a link is replaced, not followed
-
-    if dropped and place(dropped) in map(place, others):
+    if dropped and _place(dropped) in {name for other in others for name in (_place(other), other.resolve())}:
         raise UsageError(f"--dropped {dropped}: is another file of this command", hint="name a file of its own")
+
+
+def _check_output(output: Path, against: list[Path]) -> None:
+    """UsageError when the output is an evaluation set, by its own name or through links on either side."""
+    from selfinstruct.errors import UsageError
+
+    for path in against:
+        if {_place(output), output.resolve()} & {_place(path), path.resolve()}:
+            raise UsageError(f"-o {output}: is the evaluation set {path}", hint="name a file of its own")
+
+
+def _place(path: Path) -> Path:
+    return path.parent.resolve() / path.name  # a link is replaced, not followed
 
 
 def _finish(
     report: Report, output: Path, dropped: Path | None, index: RougeLIndex, tokenizer: str, *, as_json: bool
 ) -> None:
-    from selfinstruct.dataset import tables
+    from selfinstruct.dataset.dedup import write_dropped
 
     if dropped:
-        tables.write(dropped, (row.as_dict() for row in report.dropped))
+        write_dropped(dropped, report)
     if as_json:
         result_json(
             {

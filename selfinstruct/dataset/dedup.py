@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from selfinstruct.dataset import tables
-from selfinstruct.dataset.columnar import Row
 from selfinstruct.dataset.tables import Place
+from selfinstruct.dataset.text_rows import Row
 from selfinstruct.errors import UsageError
 from selfinstruct.novelty.answers import Novelty
 from selfinstruct.novelty.index import RougeLIndex
@@ -101,23 +101,13 @@ class _Texts:
 
 def dedup(source: Path, out: Path, *, field: str | None, index: RougeLIndex, watch: Watch) -> Report:
     """Write the rows of ``source`` that are new, in order, to ``out``: each is compared with all kept before it."""
-    report = Report()
-    kept = _Texts(index)
+    report, kept = Report(), _Texts(index)
 
-    def new_rows() -> Iterator[Row]:
-        for place, row, text in _texts(source, field):
-            report.read += 1
-            report.is_ascii = report.is_ascii and text.isascii()
-            novelty = kept.offer(place, text)
-            if novelty.nearest_id is None:
-                report.kept += 1
-                yield row
-            else:
-                report.dropped.append(Dropped(place, text, novelty.score, *kept[novelty.nearest_id]))
-            watch(report)
+    def judge(place: Place, text: str) -> Dropped | None:
+        novelty = kept.offer(place, text)
+        return None if novelty.nearest_id is None else Dropped(place, text, novelty.score, *kept[novelty.nearest_id])
 
-    tables.write(out, new_rows())
-    return report
+    return _filtered(source, out, field, judge, watch, report)
 
 
 def decontaminate(
@@ -127,39 +117,64 @@ def decontaminate(
 
     ``index`` must be empty; it is filled with the texts of ``against``.
     """
-    report = Report()
-    evaluation = _Texts(index)
+    report, evaluation = Report(), _Texts(index)
     for path in against:
         for place, text in texts(path, field):
             report.is_ascii = report.is_ascii and text.isascii()
             evaluation.add(place, text)
 
-    def clean_rows() -> Iterator[Row]:
-        for place, row, text in _texts(source, field):
-            report.read += 1
-            report.is_ascii = report.is_ascii and text.isascii()
-            novelty = evaluation.query(text)
-            if novelty.nearest_id is None:
-                report.kept += 1
-                yield row
-            else:
-                report.dropped.append(Dropped(place, text, novelty.score, *evaluation[novelty.nearest_id]))
-            watch(report)
+    def judge(place: Place, text: str) -> Dropped | None:
+        novelty = evaluation.query(text)
+        near = novelty.nearest_id
+        return None if near is None else Dropped(place, text, novelty.score, *evaluation[near])
 
-    tables.write(out, clean_rows())
+    return _filtered(source, out, field, judge, watch, report)
+
+
+def write_dropped(path: Path, report: Report) -> None:
+    """Write the rows that were left out to a file, with what they were left out for."""
+    import pyarrow as pa
+
+    text = pa.string()
+    columns = [("row", text), ("text", text), ("score", pa.float64()), ("because", text), ("because_text", text)]
+    tables.write(path, (row.as_dict() for row in report.dropped), pa.schema(columns))
+
+
+def _filtered(
+    source: Path, out: Path, field: str | None, judge: Callable[[Place, str], Dropped | None], watch: Watch,
+    report: Report,
+) -> Report:  # fmt: skip
+    text_of = _text_of(field)
+
+    def turn(place: Place, row: Row) -> Row | None:
+        text = text_of(place, row)
+        dropped = judge(place, text)
+        report.read += 1
+        report.is_ascii = report.is_ascii and text.isascii()
+        if dropped:
+            report.dropped.append(dropped)
+        else:
+            report.kept += 1
+        watch(report)
+        return None if dropped else row
+
+    tables.rewrite(source, out, turn)
     return report
 
 
 def texts(source: Path, field: str | None) -> Iterator[tuple[Place, str]]:
     """Each row's place and the text that is compared: ``field``, or the first of the usual ones that the file has."""
-    for place, _, text in _texts(source, field):
-        yield place, text
-
-
-def _texts(source: Path, field: str | None) -> Iterator[tuple[Place, Row, str]]:
-    """Each row with the text to compare: the named field, or the first of the usual ones that the file has."""
-    chosen = field
+    text_of = _text_of(field)
     for place, row in tables.read(source):
+        yield place, text_of(place, row)
+
+
+def _text_of(field: str | None) -> Callable[[Place, Row], str]:
+    """What gives a row's text to compare: the named field, or the first of the usual ones that the first row has."""
+    chosen = field
+
+    def text_of(place: Place, row: Row) -> str:
+        nonlocal chosen
         if chosen is None:
             chosen = next((name for name in _TEXT_FIELDS if isinstance(row.get(name), str)), None)
             if chosen is None:
@@ -170,4 +185,6 @@ def _texts(source: Path, field: str | None) -> Iterator[tuple[Place, Row, str]]:
         if not isinstance(text, str):
             seen = ", ".join(list(row)[:8]) if chosen not in row else f"{chosen} = {text!r:.40}"
             raise UsageError(f"{place}: has no text {chosen!r} ({seen})", hint="name the field: --field NAME")
-        yield place, row, text
+        return text
+
+    return text_of
