@@ -96,9 +96,10 @@ def recipe(name: str | None, method: str | None = None, **changes: Any) -> Recip
         return replace(found, **given)
     except ValidationError as error:
         first = error.errors()[0]
+        field = str(first["loc"][0])
         raise UsageError(
-            f"{first['loc'][0]} is {str(first['input'])[:80]!r}: {first['msg'].lower()}",
-            hint=f"{name or 'alpaca-7b'} has {getattr(found, str(first['loc'][0]))!r}; see selfinstruct finetune --help",
+            f"{field} is {str(first['input'])[:80]!r}: {first['msg'].lower()}",
+            hint=f"{found.name} has {getattr(found, field)!r}; see selfinstruct finetune --help",
         ) from None
 
 
