@@ -112,6 +112,44 @@ def test_logprobs_cover_each_token_of_the_text(service: Service) -> None:
     assert [len(legacy[name]) for name in ("tokens", "token_logprobs", "top_logprobs", "text_offset")] == [4] * 4
 
 
+def test_logprobs_hold_the_tokens_of_the_text_whatever_stops_it(service: Service) -> None:
+    """Streamed or whole, for stops that begin at every place and cross the engine's chunks."""
+    plain = {"prompt": "red", "temperature": 0, "max_tokens": 14, "logprobs": 0}
+    talk = {**ASK, "temperature": 0, "max_tokens": 14, "logprobs": True}
+
+    async def work(_url: str, ask: Ask) -> None:
+        for path, body in (("/v1/completions", plain), ("/v1/chat/completions", talk)):
+            whole = told((await ask(path, body))[1]["choices"])
+            assert (whole[2], whole[0]) == ("length", whole[1])
+            for begin in range(len(whole[0])):
+                for size in (1, 3, 6):
+                    stop = whole[0][begin : begin + size]
+                    wanted = whole[0][: whole[0].find(stop)]
+                    cut = {**body, "stop": [stop, "never"]}
+                    assert told((await ask(path, cut))[1]["choices"]) == (wanted, wanted, "stop")
+                    events = (await ask(path, {**cut, "stream": True}))[1].split("\n\n")
+                    choices = [json.loads(event[6:])["choices"][0] for event in events if event.startswith("data: {")]
+                    assert told(choices) == (wanted, wanted, "stop")
+
+    served(service, work)
+
+
+def told(choices: list[dict[str, Any]]) -> tuple[str, str, str]:
+    """(the text, the text that its tokens make, why it ended) of the pieces of one choice."""
+    text, raw, offsets = "", b"", list[int]()
+    for choice in choices:
+        text += choice.get("text") or (choice.get("message") or choice.get("delta") or {}).get("content") or ""
+        report = choice["logprobs"] or {}
+        offsets += report.get("text_offset") or []
+        raw += b"".join(bytes(entry["bytes"]) for entry in report.get("content") or [])
+        for token in report.get("tokens") or []:
+            half = token.startswith("bytes:")
+            raw += bytes.fromhex(token[6:].replace("\\x", "")) if half else token.encode()
+    assert offsets == sorted(offsets)
+    assert not offsets or (offsets[0] == 0 and offsets[-1] < len(text))
+    return text, raw.decode("utf-8", "replace"), choices[-1]["finish_reason"]
+
+
 def test_a_stream_says_what_the_whole_answer_says(service: Service) -> None:
     whole = chat(service, seed=2, n=2)
     body = {**ASK, "seed": 2, "n": 2, "stream": True, "stream_options": {"include_usage": True}}

@@ -23,10 +23,11 @@ from selfinstruct.errors import SelfInstructError, ServerError, UsageError
 from selfinstruct.student.live import LiveEngine
 from selfinstruct.student.prompt import Template
 from selfinstruct.student.reply import Reply
-from selfinstruct.student.requests import Request
+from selfinstruct.student.requests import Request, TokenLogprobs
 from selfinstruct.student.sampling import Sampling
 from selfinstruct.student.serve_answers import Piece, Shape, Whole, error_body
 from selfinstruct.student.serve_requests import Asked, read_chat, read_completion
+from selfinstruct.student.token_names import TokenNames
 
 _SEEN = 8  # tokens of a prompt that tell how a completion's first one is written
 _BODY_BYTES = 8 * 1024 * 1024
@@ -116,6 +117,7 @@ def _refusal(status: int, message: str, kind: str, code: str | None = None) -> w
 class _Routes:
     def __init__(self, service: Service) -> None:
         self._service = service
+        self._names = TokenNames(service.tokenizer)
 
     async def health(self, _request: web.Request) -> web.Response:
         running, waiting = self._service.live.load
@@ -166,7 +168,7 @@ class _Routes:
             if not prompt or len(prompt) >= self._service.context:
                 raise TooLong(f"a prompt of {len(prompt)} tokens does not fit the context of {self._service.context}")
             self._service.live.check(prompt)
-        shape = Shape(self._service.name, self._service.tokenizer, asked.is_chat, asked.top_logprobs)
+        shape = Shape(self._service.name, self._names, asked.is_chat, asked.top_logprobs)
         counted = sum(len(prompt) for prompt in asked.prompts)
         if asked.stream:
             return await self._stream(request, asked, jobs, shape, counted)
@@ -185,6 +187,7 @@ class _Routes:
             async for piece in pieces:
                 made.text += piece.text
                 made.tokens += piece.tokens
+                made.starts += piece.starts
                 made.logprobs += piece.logprobs
                 made.new_tokens += piece.new_tokens
                 made.finish = piece.finish or made.finish
@@ -205,18 +208,22 @@ class _Routes:
         )
         # A completion goes on with the prompt's text: its first word keeps the space that stands before it.
         reply = Reply(self._service.tokenizer, asked.stop, () if asked.is_chat else prompt[-_SEEN:])
-        reported = 0
+        told, tokens, logprobs = 0, list[int](), list[TokenLogprobs]()
         async with aclosing(self._service.live.stream(request)) as stream:
             async for news in stream:
                 text = reply.feed(news.tokens)
                 if news.ended:
                     text += reply.end()
+                tokens += news.tokens
+                logprobs += news.logprobs
+                # Tokens come with their text: what is held back may turn out to be a stop.
+                fresh = slice(told, reply.tokens_shown)
+                told = reply.tokens_shown
                 finish = "stop" if reply.stopped else news.ended
-                kept = news.tokens
-                if reply.stopped:
-                    kept = kept[: max(0, reply.tokens_in_text - reported)]
-                reported += len(kept)
-                yield Piece(index, text, kept, news.logprobs[: len(kept)], finish, len(news.tokens))
+                yield Piece(
+                    index, text, tuple(tokens[fresh]), tuple(reply.starts[fresh]), tuple(logprobs[fresh]),
+                    finish, len(news.tokens),
+                )  # fmt: skip
                 if finish:
                     return
 
