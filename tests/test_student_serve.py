@@ -18,9 +18,11 @@ import aiohttp
 from aiohttp import web
 from student_tiny import tiny_model, tiny_tokenizer
 from tokenizers import Tokenizer
+from typer.testing import CliRunner
 
 from selfinstruct.backends.base import is_loopback_host
 from selfinstruct.backends.http import HttpBackend, Sampling
+from selfinstruct.cli.app import app as APP
 from selfinstruct.errors import ModelNotFound, PromptRefused, SelfInstructError, ServerError, UsageError
 from selfinstruct.records import Prompt
 from selfinstruct.student import serving
@@ -428,3 +430,20 @@ def test_a_conversation_is_made_of_turns_as_they_were_trained() -> None:
 )
 def test_loopback_is_told_from_the_world(host: str, inside: bool) -> None:
     assert is_loopback_host(host) == inside
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [("serve", "--batch", "0"), ("serve", "--batch", "-3"), ("chat", "--temperature", "-1"),
+     ("chat", "--temperature", "nan"), ("chat", "--top-p", "7"), ("chat", "--top-p", "0")],
+    ids=" ".join,
+)  # fmt: skip
+def test_options_out_of_range_are_refused_before_a_model_is_read(arguments: tuple[str, ...]) -> None:
+    command, option, value = arguments
+    ended = CliRunner().invoke(APP, [command, "no/such/model", option, value])
+    assert (ended.exit_code, f"{option} " in ended.output, "out of range" in ended.output) == (2, True, True)
+
+
+def test_a_service_has_room_for_one_request_at_least(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="--batch 0 is out of range"):
+        serving.open_service(load(str(tiny_model(tmp_path / "tiny"))), slots=0)
