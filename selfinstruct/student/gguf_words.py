@@ -126,7 +126,7 @@ def _splitting_rule(rule: Any) -> str:
 
 def _refused(does: str) -> UsageError:
     return UsageError(
-        f"this tokenizer {does}, and llama.cpp would read texts otherwise",
+        f"tokenizer.json: this tokenizer {does}, and llama.cpp would read texts otherwise",
         hint="convert the folder with llama.cpp's own convert_hf_to_gguf.py, and compare the tokens",
     )
 
