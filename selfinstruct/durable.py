@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -72,6 +73,14 @@ def publish(work: Path, target: Path) -> None:
         sync(path)
     work.rename(target)
     sync(target.parent)
+
+
+def remove(path: Path) -> None:
+    """Let a file, a link (never what it points to) or a folder with all that is in it be gone, as far as we may."""
+    if path.is_symlink() or path.is_file():
+        path.unlink(missing_ok=True)
+    else:
+        shutil.rmtree(path, ignore_errors=True)
 
 
 def make_folder(path: Path) -> None:

@@ -19,6 +19,7 @@ from selfinstruct.student import attends, sampling, sizing  # noqa: E402
 from selfinstruct.student.engine import Engine, EngineConfig, _rounded  # noqa: E402
 from selfinstruct.student.fuse import fuse  # noqa: E402
 from selfinstruct.student.generation import BatchOptions, generate  # noqa: E402
+from selfinstruct.student.left_padded import generate_left_padded  # noqa: E402
 from selfinstruct.student.requests import Request  # noqa: E402
 from selfinstruct.student.sampling import Sampling  # noqa: E402
 from selfinstruct.student.slots import Pass, unsupported  # noqa: E402
@@ -204,6 +205,25 @@ def test_models_that_attend_otherwise_go_left_padded_and_say_so() -> None:
     answers = generate(asking, requests, [], BatchOptions(limit=3, log=said.append))
     assert {answer.request_id: answer.tokens for answer in answers} == dict(enumerate(expected))
     assert "sliding window" in said[0]
+
+
+def test_left_padded_rows_keep_their_draws_whatever_runs_beside_them() -> None:
+    """A smaller batch, a run that was broken off, greedy rows between, and the engine: the same texts."""
+    made, texts = model(), prompts(9)
+    ways = [Sampling(1.0, 0.9, 0.02, seed=number) for number in range(9)]
+    ways[4], ways[7] = Sampling(), Sampling(0.7, seed=3)
+    requests = [Request(number, tuple(texts[number]), 5 + number, ways[number]) for number in range(9)]
+
+    def answered(some: list[Request], limit: int) -> dict[int, tuple[int, ...]]:
+        found = generate_left_padded(made, some, [], limit=limit)
+        return {answer.request_id: answer.tokens for answer in found}
+
+    whole = answered(requests, 32)
+    assert answered(requests, 2) == whole
+    assert answered(requests[3:], 4) == {number: whole[number] for number in range(3, 9)}
+    assert whole[4] == one_by_one(made, [texts[4]], 9, set())[0]
+    assert len({whole[number][:3] for number in range(9)}) > 5
+    assert run(Engine(made, EngineConfig(9, 64, 13), []), requests) == whole
 
 
 def test_groups_hold_requests_of_like_size_once_their_slots_are_full() -> None:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import signal
+import subprocess
+import sys
 import urllib.request
 from pathlib import Path
 from typing import Any
@@ -16,12 +19,14 @@ gguf = pytest.importorskip("gguf", reason="export needs gguf")
 
 from student_tiny import spm_tokenizer, tiny_config, tiny_model, tiny_tokenizer  # noqa: E402
 
-from selfinstruct.errors import ModelFileError, OutputError, UsageError  # noqa: E402
+from selfinstruct.errors import ModelFileError, OutputError, RunLocked, UsageError  # noqa: E402
 from selfinstruct.student.dialogue import encode_dialogue  # noqa: E402
-from selfinstruct.student.export_gguf import _interleave, _llama3_frequencies, export  # noqa: E402
+from selfinstruct.student.export_gguf import _interleave, export  # noqa: E402
+from selfinstruct.student.gguf_config import llama3_frequencies  # noqa: E402
 from selfinstruct.student.gguf_words import BYTE, CONTROL, NORMAL, UNKNOWN, UNUSED, read_words  # noqa: E402
 from selfinstruct.student.merge import merge  # noqa: E402
-from selfinstruct.student.prompt import ALPACA_LORA, load_template, save_template  # noqa: E402
+from selfinstruct.student.model_folder import workplace  # noqa: E402
+from selfinstruct.student.prompt import ALPACA_LORA, Template, load_template, save_template  # noqa: E402
 from selfinstruct.student.source import locate  # noqa: E402
 from selfinstruct.student.weights import load, load_config, load_weights  # noqa: E402
 
@@ -149,6 +154,188 @@ def test_export_refuses_what_it_would_get_wrong(folder: Path, tmp_path: Path) ->
     assert not (tmp_path / "a.gguf").exists()
 
 
+def change(path: Path, **fields: Any) -> None:
+    path.write_text(json.dumps({**json.loads(path.read_text(encoding="utf-8")), **fields}), encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("fields", "said", "helps"),
+    [
+        ({"hidden_act": "gelu"}, "hidden_act is 'gelu'", "convert_hf_to_gguf"),
+        ({"model_type": "mistral", "sliding_window": 16}, "looks back 16 tokens only", "write null there"),
+        ({"model_type": "qwen2"}, "Llama family, this is 'qwen2'", "convert_hf_to_gguf"),
+        ({"rope_parameters": {"rope_type": "yarn", "factor": 4.0}}, "positions of type 'yarn'", "convert_hf_to_gguf"),
+    ],
+)
+def test_a_model_that_llama_cpp_would_compute_otherwise_is_refused(
+    fields: dict[str, Any], said: str, helps: str, folder: Path, tmp_path: Path
+) -> None:
+    change(folder / "config.json", **fields)
+    with pytest.raises(UsageError, match=said) as caught:
+        export(str(folder), tmp_path / "a.gguf")
+    assert helps in caught.value.hint
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["tiny"]
+
+
+def test_swish_is_silu_by_another_name(folder: Path, tmp_path: Path) -> None:
+    change(folder / "config.json", hidden_act="swish")
+    assert export(str(folder), tmp_path / "a.gguf").is_file()
+
+
+BYTES = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"pre_tokenizer": {**BYTES, "add_prefix_space": True}}, "puts a space before each text"),
+        ({"normalizer": {"type": "NFKC"}}, r"changes texts .* \(normalizer NFKC\)"),
+        ({"normalizer": {"type": "Sequence", "normalizers": [{"type": "NFC"}, {"type": "Strip"}]}}, "NFC, Strip"),
+        ({"model": {"ignore_merges": True}}, "takes whole words"),
+        ({"model": {"continuing_subword_prefix": "##"}}, "merges with continuing_subword_prefix"),
+    ],
+)
+def test_a_byte_tokenizer_that_llama_cpp_reads_otherwise_is_refused(
+    fields: dict[str, Any], said: str, folder: Path
+) -> None:
+    path = folder / "tokenizer.json"
+    model = json.loads(path.read_text(encoding="utf-8"))["model"]
+    change(path, **{**fields, "model": {**model, **fields.get("model", {})}})
+    with pytest.raises(UsageError, match=said) as caught:
+        read_words(folder, 320)
+    assert "convert_hf_to_gguf" in caught.value.hint
+
+
+def test_a_normalizer_without_steps_is_none(folder: Path) -> None:
+    change(folder / "tokenizer.json", normalizer={"type": "Sequence", "normalizers": []})
+    assert read_words(folder, 320).pre == "gpt-2"
+
+
+PREPEND = {"type": "Prepend", "prepend": "▁"}
+REPLACE = {"type": "Replace", "pattern": {"String": " "}, "content": "▁"}
+ALIKE = [  # (normalizer, pre-tokenizer, whether a space is put in front)
+    ({"type": "Sequence", "normalizers": [PREPEND, REPLACE]}, None, True),
+    (REPLACE, None, False),
+    (None, {"type": "Metaspace", "replacement": "▁", "prepend_scheme": "never", "split": False}, False),
+]
+
+
+@pytest.mark.parametrize(("normalizer", "cut", "prefix"), ALIKE)
+def test_sentencepiece_spaces_that_were_compared_are_taken(
+    normalizer: Any, cut: Any, prefix: bool, tmp_path: Path
+) -> None:
+    spm_tokenizer(tmp_path)
+    change(tmp_path / "tokenizer.json", normalizer=normalizer, pre_tokenizer=cut)
+    words = read_words(tmp_path, 300)
+    assert (words.space_prefix, words.remark) == (prefix, "")
+
+
+@pytest.mark.parametrize(
+    ("normalizer", "cut"),
+    [
+        (PREPEND, None),
+        (None, None),
+        ({"type": "Sequence", "normalizers": [REPLACE, {"type": "NFKC"}]}, None),
+        ({**REPLACE, "content": "_"}, None),
+        (REPLACE, {"type": "Metaspace", "replacement": "▁", "prepend_scheme": "never", "split": False}),
+        (None, {"type": "Metaspace", "replacement": "▁", "prepend_scheme": "never", "split": True}),
+        (None, {"type": "Metaspace", "replacement": "▁", "prepend_scheme": "first", "split": False}),
+        (None, {"type": "Metaspace", "replacement": "▁", "prepend_scheme": "always", "split": False}),
+        (None, {"type": "Whitespace"}),
+    ],
+)
+def test_sentencepiece_spaces_that_llama_cpp_reads_otherwise_are_refused(
+    normalizer: Any, cut: Any, tmp_path: Path
+) -> None:
+    spm_tokenizer(tmp_path)
+    change(tmp_path / "tokenizer.json", normalizer=normalizer, pre_tokenizer=cut)
+    with pytest.raises(UsageError, match=r"spaces? .* llama\.cpp would read texts otherwise"):
+        read_words(tmp_path, 300)
+
+
+def test_a_student_with_a_text_template_keeps_the_tokenizer_that_transformers_saves(tmp_path: Path) -> None:
+    """transformers 5 saves LLaMA's as Metaspace "first": the prompts of the template are read alike."""
+    spm_tokenizer(tmp_path)
+    cut = {"type": "Metaspace", "replacement": "▁", "prepend_scheme": "first", "split": False}
+    change(tmp_path / "tokenizer.json", normalizer=None, pre_tokenizer=cut)
+    save_template(ALPACA_LORA, tmp_path)
+    words = read_words(tmp_path, 300)
+    assert (words.space_prefix, "begins with a space" in words.remark) == (True, True)
+    save_template(Template("own", "text", "{instruction}{input}", " {instruction}"), tmp_path)
+    with pytest.raises(UsageError, match="some texts only"):
+        read_words(tmp_path, 300)
+
+
+def test_what_a_killed_export_left_is_removed_and_a_link_there_is_not_followed(folder: Path, tmp_path: Path) -> None:
+    left = tmp_path / ".out.gguf.tmp"
+    left.mkdir()
+    (left / "part.gguf").write_bytes(b"13 GB")
+    export(str(folder), tmp_path / "out.gguf")
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    (mine / "part.gguf").write_bytes(b"precious")
+    (tmp_path / ".other.gguf.tmp").symlink_to(mine)
+    export(str(folder), tmp_path / "other.gguf")
+    (tmp_path / ".merged.tmp").symlink_to(mine)
+    merge(str(folder), tmp_path / "merged")
+    assert (mine / "part.gguf").read_bytes() == b"precious"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["merged", "mine", "other.gguf", "out.gguf", "tiny"]
+
+
+def test_two_exports_do_not_write_to_one_file(folder: Path, tmp_path: Path) -> None:
+    with workplace(tmp_path / "out.gguf") as work:
+        for write in (export, merge):
+            with pytest.raises(RunLocked, match="another process"):
+                write(str(folder), tmp_path / "out.gguf")
+        assert work.is_dir()
+    assert not work.exists()
+
+
+STOPPED = """
+import sys, time
+from selfinstruct.cli.app import app
+from selfinstruct.student import export_gguf, model_folder
+def slow(*_, **__):
+    print("begun", flush=True)
+    time.sleep(60)
+export_gguf.sync = model_folder.save_template = slow  # by then the weights are written
+app(sys.argv[1:])
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("command", ["merge", "export"])
+def test_a_signal_leaves_nothing_half_written(command: str, number: int, folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    more = ["--gguf", "f16"] if command == "export" else []
+    process = subprocess.Popen(
+        [sys.executable, "-c", STOPPED, command, str(folder), "-o", str(out), *more],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert process.stdout is not None
+    assert process.stdout.readline() == "begun\n"
+    assert [path.name for path in tmp_path.glob(".*")] == [".out.tmp"]
+    process.send_signal(number)
+    _, said = process.communicate(timeout=60)
+    assert (process.returncode, "begin again with" in said, "Traceback" in said) == (128 + number, True, False)
+    assert [path.name for path in tmp_path.iterdir()] == ["tiny"]
+
+
+def test_merge_does_not_take_the_folder_it_runs_in(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here = tmp_path / "here"
+    here.mkdir()
+    monkeypatch.chdir(here)
+    for name in (".", "../here", str(here)):
+        with pytest.raises(OutputError, match="the folder you are in"):
+            merge(str(folder), Path(name))
+    (tmp_path / "empty").mkdir()
+    monkeypatch.chdir(tmp_path / "tiny")
+    assert merge(str(folder), Path("../empty")).is_dir()
+    assert (tmp_path / "empty" / "config.json").is_file()
+
+
 def test_an_export_makes_the_folder_of_its_file(folder: Path, tmp_path: Path) -> None:
     assert export(str(folder), tmp_path / "new" / "out.gguf").is_file()
     (folder / "model.safetensors").write_bytes(b"cut off")
@@ -247,7 +434,7 @@ def test_llama3_positions_are_those_of_transformers() -> None:
     config = tiny_config(hidden_size=512, rope_parameters=rope)
     expected, _ = ROPE_INIT_FUNCTIONS["llama3"](config, "cpu")
     plain = 1.0 / 500000.0 ** (np.arange(0, 128, 2) / 128)
-    factors = _llama3_frequencies(config.to_dict())
+    factors = llama3_frequencies(config.to_dict())
     assert factors is not None
     np.testing.assert_allclose(plain / factors, expected.numpy(), rtol=1e-5)
 
@@ -280,6 +467,49 @@ def test_llama_cpp_cuts_texts_as_the_sentencepiece_tokenizer_does(tmp_path: Path
         for text in ("red blue", "  blue redé", "x", "re d\nblu e"):
             seen = ask_llama_cpp(server.url, {"content": text, "add_special": True}, "/tokenize")["tokens"]
             assert seen == tokenizer(text)["input_ids"], text
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("normalizer", "cut", "_prefix"), ALIKE)
+def test_llama_cpp_marks_spaces_as_each_tokenizer_that_is_taken(
+    normalizer: Any, cut: Any, _prefix: bool, tmp_path: Path
+) -> None:
+    pytest.importorskip("xllamacpp", reason="serving GGUF needs xllamacpp")
+    from transformers import AutoTokenizer
+
+    from selfinstruct.servers.llama_cpp import LlamaCppServer
+
+    folder = tiny_model(tmp_path / "tiny")
+    spm_tokenizer(folder)
+    change(folder / "tokenizer.json", normalizer=normalizer, pre_tokenizer=cut)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    out = export(str(folder), tmp_path / "out.gguf", "f16")
+    with LlamaCppServer(out, slots=1, context_per_slot=256) as server:
+        for text in ("red blue", "  blue redé", " red", "red </s> blue</s>red", "", "red  blue ", "▁red", "\tred"):
+            asked = {"content": text, "add_special": True, "parse_special": True}
+            assert ask_llama_cpp(server.url, asked, "/tokenize")["tokens"] == tokenizer(text)["input_ids"], text
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("scheme", ["first", "always"])
+def test_llama_cpp_reads_the_prompts_of_a_text_template_as_we_do(scheme: str, tmp_path: Path) -> None:
+    pytest.importorskip("xllamacpp", reason="serving GGUF needs xllamacpp")
+    from selfinstruct.servers.llama_cpp import LlamaCppServer
+
+    folder = tiny_model(tmp_path / "tiny")
+    spm_tokenizer(folder)
+    cut = {"type": "Metaspace", "replacement": "▁", "prepend_scheme": scheme, "split": False}
+    change(folder / "tokenizer.json", normalizer=None, pre_tokenizer=cut)
+    save_template(ALPACA_LORA, folder)
+    tokenizer = load(str(folder)).tokenizer
+    out = export(str(folder), tmp_path / "out.gguf", "f16")
+    with LlamaCppServer(out, slots=1, context_per_slot=1024) as server:
+        for said in ("red blue", "  blue", "\nred ▁"):
+            messages = [{"role": "user", "content": said}]
+            text = ask_llama_cpp(server.url, {"messages": messages}, "/apply-template")["prompt"]
+            asked = {"content": text.removeprefix("<s>"), "add_special": True, "parse_special": True}
+            seen = ask_llama_cpp(server.url, asked, "/tokenize")["tokens"]
+            assert seen == encode_dialogue(ALPACA_LORA, tokenizer, messages), said
 
 
 @pytest.mark.slow

@@ -205,7 +205,11 @@ def test_all_bad_rows_are_named_at_once(tmp_path: Path) -> None:
         assert said in str(caught.value)
 
 
-@pytest.mark.parametrize("bad", [{"max_new_tokens": 0}, {"temperature": -1.0}, {"top_p": 0.0}, {"engine": "x"}])
+@pytest.mark.parametrize(
+    "bad",
+    [{"max_new_tokens": 0}, {"temperature": -1.0}, {"temperature": float("nan")}, {"top_p": 0.0}, {"top_p": 7.0},
+     {"min_p": 2.0}, {"batch": 0}, {"engine": "x"}],
+)  # fmt: skip
 def test_settings_out_of_range_are_refused_first(folder: Path, tmp_path: Path, bad: dict[str, object]) -> None:
     with pytest.raises(UsageError):
         answer(folder, tmp_path / "out.jsonl", [Question(0, "a")], InferOptions(**bad))  # type: ignore[arg-type]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import threading
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -16,9 +17,12 @@ pytest.importorskip("transformers", reason="the student room needs transformers"
 import aiohttp
 from aiohttp import web
 from student_tiny import tiny_model, tiny_tokenizer
+from tokenizers import Tokenizer
+from typer.testing import CliRunner
 
 from selfinstruct.backends.base import is_loopback_host
 from selfinstruct.backends.http import HttpBackend, Sampling
+from selfinstruct.cli.app import app as APP
 from selfinstruct.errors import ModelNotFound, PromptRefused, SelfInstructError, ServerError, UsageError
 from selfinstruct.records import Prompt
 from selfinstruct.student import serving
@@ -112,6 +116,44 @@ def test_logprobs_cover_each_token_of_the_text(service: Service) -> None:
     assert [len(legacy[name]) for name in ("tokens", "token_logprobs", "top_logprobs", "text_offset")] == [4] * 4
 
 
+def test_logprobs_hold_the_tokens_of_the_text_whatever_stops_it(service: Service) -> None:
+    """Streamed or whole, for stops that begin at every place and cross the engine's chunks."""
+    plain = {"prompt": "red", "temperature": 0, "max_tokens": 14, "logprobs": 0}
+    talk = {**ASK, "temperature": 0, "max_tokens": 14, "logprobs": True}
+
+    async def work(_url: str, ask: Ask) -> None:
+        for path, body in (("/v1/completions", plain), ("/v1/chat/completions", talk)):
+            whole = told((await ask(path, body))[1]["choices"])
+            assert (whole[2], whole[0]) == ("length", whole[1])
+            for begin in range(len(whole[0])):
+                for size in (1, 3, 6):
+                    stop = whole[0][begin : begin + size]
+                    wanted = whole[0][: whole[0].find(stop)]
+                    cut = {**body, "stop": [stop, "never"]}
+                    assert told((await ask(path, cut))[1]["choices"]) == (wanted, wanted, "stop")
+                    events = (await ask(path, {**cut, "stream": True}))[1].split("\n\n")
+                    choices = [json.loads(event[6:])["choices"][0] for event in events if event.startswith("data: {")]
+                    assert told(choices) == (wanted, wanted, "stop")
+
+    served(service, work)
+
+
+def told(choices: list[dict[str, Any]]) -> tuple[str, str, str]:
+    """(the text, the text that its tokens make, why it ended) of the pieces of one choice."""
+    text, raw, offsets = "", b"", list[int]()
+    for choice in choices:
+        text += choice.get("text") or (choice.get("message") or choice.get("delta") or {}).get("content") or ""
+        report = choice["logprobs"] or {}
+        offsets += report.get("text_offset") or []
+        raw += b"".join(bytes(entry["bytes"]) for entry in report.get("content") or [])
+        for token in report.get("tokens") or []:
+            half = token.startswith("bytes:")
+            raw += bytes.fromhex(token[6:].replace("\\x", "")) if half else token.encode()
+    assert offsets == sorted(offsets)
+    assert not offsets or (offsets[0] == 0 and offsets[-1] < len(text))
+    return text, raw.decode("utf-8", "replace"), choices[-1]["finish_reason"]
+
+
 def test_a_stream_says_what_the_whole_answer_says(service: Service) -> None:
     whole = chat(service, seed=2, n=2)
     body = {**ASK, "seed": 2, "n": 2, "stream": True, "stream_options": {"include_usage": True}}
@@ -198,6 +240,10 @@ def test_a_token_is_asked_for_where_one_is_set(service: Service) -> None:
         ("/v1/completions", {"prompt": "a", "stream": "no"}, 400, "stream"),
         ("/v1/chat/completions", {"messages": [{"role": "user", "content": "\ud83d"}]}, 400, "surrogate"),
         ("/v1/chat/completions", {**ASK, "top_logprobs": 3}, 400, "needs logprobs"),
+        ("/v1/completions", {"prompt": "a", "stream": 1}, 400, "stream"),
+        ("/v1/completions", {"prompt": "a", "stream_options": "x"}, 400, "stream_options: must be an object"),
+        ("/v1/completions", {"prompt": "a", "stream_options": {"include_usage": 1}}, 400, "include_usage"),
+        ("/v1/completions", {"prompt": "", "stream_options": {"continuous_usage_stats": True}}, 400, "usage_stats"),
         ("/v1/completions", {"prompt": "a", "model": "gpt"}, 404, "only 'student'"),
         ("/v1/chat/completions", {"messages": []}, 400, "no messages"),
         ("/v1/chat/completions", {"messages": [{"role": "assistant", "content": "a"}]}, 400, "alternate"),
@@ -212,6 +258,105 @@ def test_what_is_not_honoured_is_refused_by_name(
     seen, answer = asked(service, path, body)
     assert seen == status
     assert word in answer["error"]["message"]
+
+
+NOT_HONOURED = {
+    "stop_token_ids": ([1], []), "min_tokens": (5, 0), "ignore_eos": (True, False), "bad_words": (["a"], []),
+    "structured_outputs": ({"choice": ["a"]}, None), "guided_choice": (["a"], None), "guided_regex": ("a*", None),
+    "tool_choice": ("required", "auto"), "prompt_logprobs": (1, None), "continue_final_message": (True, False),
+    "chat_template": ("x", None), "truncate_prompt_tokens": (5, None), "use_beam_search": (True, False),
+    "typical_p": (0.5, 1.0), "length_penalty": (2, 1), "reasoning_effort": ("high", None), "n_predict": (3, None),
+    "include_stop_str_in_output": (True, False), "allowed_token_ids": ([5], None), "logit_bias": ({"5": 100}, {}),
+}  # fmt: skip
+
+
+def test_each_field_that_would_change_the_answer_is_refused_unless_it_asks_for_nothing(service: Service) -> None:
+    async def work(_url: str, ask: Ask) -> None:
+        for path, body in (("/v1/chat/completions", {**ASK, "max_tokens": 1}), ("/v1/completions", {"prompt": "a"})):
+            for name, (wish, nothing) in NOT_HONOURED.items():
+                status, answer = await ask(path, {**body, name: wish})
+                assert (status, name in str(answer)) == (400, True), name
+                assert (await ask(path, {**body, name: nothing}))[0] == 200, name
+
+    served(service, work)
+
+
+@pytest.mark.parametrize(
+    ("path", "field", "where"),
+    [
+        ("/v1/completions", {"messages": ASK["messages"]}, "messages: belongs to /v1/chat/completions"),
+        ("/v1/completions", {"max_completion_tokens": 3}, "max_completion_tokens: belongs to /v1/chat/completions"),
+        ("/v1/completions", {"top_logprobs": 2}, "top_logprobs: belongs to /v1/chat/completions"),
+        ("/v1/chat/completions", {"prompt": "a"}, "prompt: belongs to /v1/completions"),
+        ("/v1/chat/completions", {"add_special_tokens": True}, "add_special_tokens"),
+    ],
+)
+def test_fields_of_the_other_path_are_refused(service: Service, path: str, field: Any, where: str) -> None:
+    body = ASK if "chat" in path else {"prompt": "a", "max_tokens": 1}
+    status, answer = asked(service, path, {**body, **field})
+    assert (status, where in answer["error"]["message"]) == (400, True)
+    assert asked(service, path, {**body, **dict.fromkeys(field)})[0] == 200
+
+
+class Watched:
+    """A tokenizer that notes how often it is called, and waits inside until it is let go."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        self._tokenizer = tokenizer
+        self.begun, self.let_go = threading.Event(), threading.Event()
+        self.calls = self.inside = self.most_inside = 0
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._tokenizer, name)
+
+    def __call__(self, *texts: Any, **how: Any) -> Any:
+        self.calls, self.inside = self.calls + 1, self.inside + 1
+        self.most_inside = max(self.most_inside, self.inside)
+        self.begun.set()
+        assert self.let_go.wait(20)
+        self.inside -= 1
+        return self._tokenizer(*texts, **how)
+
+
+def test_a_prompt_that_is_being_read_holds_up_nobody(service: Service) -> None:
+    slow = Watched(service.tokenizer)
+
+    async def work(_url: str, ask: Ask) -> Any:
+        waiting = [asyncio.create_task(ask("/v1/completions", {"prompt": "a", "max_tokens": 2})) for _ in range(3)]
+        await asyncio.to_thread(slow.begun.wait, 20)
+        health = await ask("/health")
+        slow.let_go.set()
+        return health[0], [(await one)[0] for one in waiting]
+
+    watched = Service(service.live, slow, service.template, "student", 400)
+    assert served(watched, work) == (200, [200, 200, 200])
+    assert (slow.calls, slow.most_inside) == (3, 1)
+
+
+def test_a_prompt_that_cannot_fit_is_refused_before_it_is_cut_into_tokens(service: Service) -> None:
+    watched = Watched(service.tokenizer)
+    watched.let_go.set()
+    own = Service(service.live, watched, service.template, "student", 400)
+    long = "word " * 150_000
+    for path, body in (
+        ("/v1/completions", {"prompt": long}),
+        ("/v1/chat/completions", {"messages": [{"role": "user", "content": long}]}),
+    ):
+        status, answer = asked(own, path, body)
+        assert (status, answer["error"]["code"]) == (400, "context_length_exceeded")
+        assert "750000 characters does not fit the context of 400 tokens" in answer["error"]["message"]
+    assert watched.calls == 0
+
+
+def test_an_empty_prompt_is_called_empty(service: Service) -> None:
+    words = json.loads(service.tokenizer.backend_tokenizer.to_str())
+    words["post_processor"] = None  # no BOS
+    without = type(service.tokenizer)(tokenizer_object=Tokenizer.from_str(json.dumps(words)), eos_token="</s>")
+    own = Service(service.live, without, service.template, "student", 400)
+    status, answer = asked(own, "/v1/completions", {"prompt": ["a", ""]})
+    assert (status, answer["error"]["code"]) == (400, None)
+    assert "prompt: is empty" in answer["error"]["message"]
+    assert asked(service, "/v1/completions", {"prompt": "", "max_tokens": 1})[0] == 200
 
 
 def test_a_body_that_cannot_be_unpacked_is_refused_in_the_same_shape(service: Service) -> None:
@@ -285,3 +430,20 @@ def test_a_conversation_is_made_of_turns_as_they_were_trained() -> None:
 )
 def test_loopback_is_told_from_the_world(host: str, inside: bool) -> None:
     assert is_loopback_host(host) == inside
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [("serve", "--batch", "0"), ("serve", "--batch", "-3"), ("chat", "--temperature", "-1"),
+     ("chat", "--temperature", "nan"), ("chat", "--top-p", "7"), ("chat", "--top-p", "0")],
+    ids=" ".join,
+)  # fmt: skip
+def test_options_out_of_range_are_refused_before_a_model_is_read(arguments: tuple[str, ...]) -> None:
+    command, option, value = arguments
+    ended = CliRunner().invoke(APP, [command, "no/such/model", option, value])
+    assert (ended.exit_code, f"{option} " in ended.output, "out of range" in ended.output) == (2, True, True)
+
+
+def test_a_service_has_room_for_one_request_at_least(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="--batch 0 is out of range"):
+        serving.open_service(load(str(tiny_model(tmp_path / "tiny"))), slots=0)

@@ -86,9 +86,11 @@ class _Interrupted(KeyboardInterrupt):
 
 
 @contextmanager
-def interruptions_told(command: str) -> Iterator[None]:
-    """SIGINT and SIGTERM end what is inside at once, and the last line says how to go on. The loop, which waits for
-    answers that are paid for, has handlers of its own while it runs."""
+def interruptions_told(command: str, again: str = "resume with") -> Iterator[None]:
+    """SIGINT and SIGTERM end what is inside at once, and the last line says how to go on, or to begin ``again``.
+
+    The loop, which waits for answers that are paid for, has handlers of its own while it runs.
+    """
     received: list[int] = []
 
     def interrupt(number: int, _frame: object) -> None:
@@ -106,7 +108,7 @@ def interruptions_told(command: str) -> Iterator[None]:
         for number in before:
             signal.signal(number, signal.SIG_IGN)
         say("stopped: interrupted")
-        say(f"resume with: {command}")
+        say(f"{again}: {command}")
         raise typer.Exit(128 + received[0]) from None
     finally:
         for number, handler in before.items():

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import shlex
+import sys
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from selfinstruct.cli import options
-from selfinstruct.cli.console import errors_shown, result, result_json, say
+from selfinstruct.cli.console import errors_shown, interruptions_told, result, result_json, say
 
 
 def register(app: typer.Typer) -> None:
@@ -30,7 +33,8 @@ def merge(
         require_packages()
         from selfinstruct.student.merge import merge as write
 
-        written = write(run, out, dtype=dtype, log=say)
+        with _ends_clean():
+            written = write(run, out, dtype=dtype, log=say)
         _report({"out": str(written)}, f"{written}: written; try  selfinstruct chat {written}", as_json=json)
 
 
@@ -47,9 +51,15 @@ def export(
         require_packages()
         from selfinstruct.student.export_gguf import export as write
 
-        written = write(model, out, gguf, log=say)
+        with _ends_clean():
+            written = write(model, out, gguf, log=say)
         size = written.stat().st_size
         _report({"out": str(written), "bytes": size}, f"{written}: {gguf}, {size / 1e6:.0f} MB", as_json=json)
+
+
+def _ends_clean() -> AbstractContextManager[None]:
+    """Ctrl-C and SIGTERM leave nothing half written: as exceptions they come past what removes it."""
+    return interruptions_told(shlex.join(["selfinstruct", *sys.argv[1:]]), "begin again with")
 
 
 def _report(found: dict[str, object], text: str, *, as_json: bool) -> None:

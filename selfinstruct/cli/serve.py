@@ -57,6 +57,7 @@ def serve(
         from selfinstruct.student import serving
         from selfinstruct.student.weights import load
 
+        serving.check_slots(batch)  # before the weights are read, which takes long
         say(f"loading {model}")
         loaded = load(model, dtype=dtype, quant=quant, template=template)
         service = serving.open_service(
@@ -103,14 +104,18 @@ def chat(
         from selfinstruct.student.packages import require_packages
 
         require_packages()
+        from selfinstruct.errors import UsageError
         from selfinstruct.student.chat import Chat
-        from selfinstruct.student.sampling import Sampling
+        from selfinstruct.student.sampling import Sampling, out_of_range
         from selfinstruct.student.weights import load
 
+        how = Sampling(temperature, top_p, 0.0, seed)
+        if bad := out_of_range(how):
+            raise UsageError(f"--{bad} is out of range", hint="see selfinstruct chat --help")
         loaded: Loaded = load(model, dtype=dtype, quant=quant, template=template)
         talk = Chat(
             loaded,
-            sampling=Sampling(temperature, top_p, 0.0, seed),
+            sampling=how,
             max_new_tokens=max_new_tokens,
             system=system,
             on_forget=lambda turns: say(f"(the first {turns} turns are forgotten: no room)"),

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import math
-import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -18,13 +16,14 @@ import numpy as np
 
 from selfinstruct.durable import sync
 from selfinstruct.errors import MissingPackage, ModelFileError, OutputError, UsageError
+from selfinstruct.student import model_folder
+from selfinstruct.student.gguf_config import describe, head_sizes, llama3_frequencies, read_config
 from selfinstruct.student.gguf_words import Words, read_words
 from selfinstruct.student.prompt import TEMPLATE_FILE, load_template
 from selfinstruct.student.source import Source, locate
 
 KINDS = ("f16", "q8_0")
 _BLOCK = 32  # values that share a scale in q8_0
-_FAMILIES = ("llama", "mistral")
 _PARTS = {
     "input_layernorm": "attn_norm",
     "post_attention_layernorm": "ffn_norm",
@@ -42,8 +41,9 @@ _WHOLE = {"model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_h
 def export(name: str, out: Path, kind: str = "f16", *, log: Callable[[str], None] = lambda _line: None) -> Path:
     """Write MODEL (a folder, a run, an adapter, which is merged first) to the file ``out``.
 
-    Raises UsageError for another family or an unknown kind, MissingPackage without gguf, OutputError when the file is
-    there already or cannot be written. ``out`` appears whole or not at all.
+    Raises UsageError for an unknown kind and for what llama.cpp would read or compute otherwise, MissingPackage
+    without gguf, OutputError when the file is there already or cannot be written. ``out`` appears whole or not at all;
+    what a killed export leaves beside it, the next one removes.
     """
     if kind not in KINDS:
         raise UsageError(f"unknown kind {kind!r}", hint=f"--gguf {' or '.join(KINDS)}")
@@ -57,12 +57,11 @@ def export(name: str, out: Path, kind: str = "f16", *, log: Callable[[str], None
     from safetensors import SafetensorError
 
     try:
-        out.absolute().parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=out.absolute().parent, prefix=f".{out.name}.") as work:
-            part = Path(work) / "part.gguf"
-            folder = _merged(source, name, Path(work), log)
+        with model_folder.workplace(out.absolute()) as work:
+            part = work / "part.gguf"
+            folder = _merged(source, name, work, log)
             log(f"writing {out}")
-            _write(folder, part, kind)
+            _write(folder, part, kind, log)
             sync(part)
             part.replace(out)
     except SafetensorError as error:
@@ -82,21 +81,23 @@ def _merged(source: Source, name: str, work: Path, log: Callable[[str], None]) -
     return Path(source.base)
 
 
-def _write(folder: Path, path: Path, kind: str) -> None:
+def _write(folder: Path, path: Path, kind: str, log: Callable[[str], None]) -> None:
     import gguf
 
-    config = _read_config(folder)
+    config = read_config(folder)
     names = _tensors(folder)
     embedding = _shape(folder, names, "model.embed_tokens.weight")
     words = read_words(folder, embedding[0])
+    if words.remark:
+        log(words.remark)
     writer = gguf.GGUFWriter(path, "llama")
-    _describe(writer, config, kind, name=folder.name)
+    describe(writer, config, kind, name=folder.name)
     _add_words(writer, words, folder)
     plan = [(name, target, file) for name, (target, file) in sorted(names.items(), key=lambda pair: pair[1][0])]
     for name, target, file in plan:
         shape = _shape(folder, {name: (target, file)}, name)
         _announce(writer, target, shape, _type_of(shape, kind))
-    frequencies = _llama3_frequencies(config)
+    frequencies = llama3_frequencies(config)
     if frequencies is not None:
         _announce(writer, "rope_freqs.weight", frequencies.shape, gguf.GGMLQuantizationType.F32)
     writer.write_header_to_file()
@@ -125,66 +126,6 @@ def _type_of(shape: tuple[int, ...], kind: str) -> Any:
     if len(shape) == 1:
         return types.F32
     return types.Q8_0 if kind == "q8_0" and shape[-1] % _BLOCK == 0 else types.F16
-
-
-def _read_config(folder: Path) -> Mapping[str, Any]:
-    try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ModelFileError(f"{folder}/config.json: cannot be read ({error})") from error
-    if config.get("model_type") not in _FAMILIES or config.get("sliding_window"):
-        raise UsageError(
-            f"export writes models of the Llama family, this is {config.get('model_type')!r}",
-            hint="convert the folder with llama.cpp's own convert_hf_to_gguf.py",
-        )
-    rope = _rope(config)
-    if rope.get("rope_type", "default") not in ("default", "linear", "llama3"):
-        raise UsageError(f"export does not know positions of type {rope['rope_type']!r}")
-    return dict(config)
-
-
-def _rope(config: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Position settings, as transformers 5 writes them, and 4 did."""
-    found = dict(config.get("rope_parameters") or config.get("rope_scaling") or {})
-    found.setdefault("rope_theta", config.get("rope_theta", 10000.0))
-    found.setdefault("rope_type", found.get("type", "default"))
-    return found
-
-
-def _heads(config: Mapping[str, Any]) -> tuple[int, int, int]:
-    """(query heads, key heads, dim)."""
-    heads = int(config["num_attention_heads"])
-    return (
-        heads,
-        int(config.get("num_key_value_heads") or heads),
-        int(config.get("head_dim") or config["hidden_size"] // heads),
-    )
-
-
-def _describe(writer: Any, config: Mapping[str, Any], kind: str, *, name: str) -> None:
-    import gguf
-
-    heads, kv_heads, dim = _heads(config)
-    rope = _rope(config)
-    writer.add_name(name)
-    writer.add_context_length(int(config.get("max_position_embeddings", 2048)))
-    writer.add_embedding_length(int(config["hidden_size"]))
-    writer.add_block_count(int(config["num_hidden_layers"]))
-    writer.add_feed_forward_length(int(config["intermediate_size"]))
-    writer.add_head_count(heads)
-    writer.add_head_count_kv(kv_heads)
-    writer.add_key_length(dim)
-    writer.add_value_length(dim)
-    writer.add_rope_dimension_count(dim)
-    writer.add_rope_freq_base(float(rope["rope_theta"]))
-    writer.add_layer_norm_rms_eps(float(config.get("rms_norm_eps", 1e-6)))
-    writer.add_vocab_size(int(config["vocab_size"]))
-    if rope["rope_type"] == "linear":
-        writer.add_rope_scaling_type(gguf.RopeScalingType.LINEAR)
-        writer.add_rope_scaling_factor(float(rope["factor"]))
-    types = gguf.LlamaFileType
-    writer.add_file_type(types.MOSTLY_Q8_0 if kind == "q8_0" else types.MOSTLY_F16)
-    writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
 
 
 def _add_words(writer: Any, words: Words, folder: Path) -> None:
@@ -260,7 +201,7 @@ def _arrays(folder: Path, plan: list[tuple[str, str, Path]], config: Mapping[str
     """The tensors in the order of the plan, in 32 bits, one at a time."""
     from safetensors import safe_open
 
-    heads, kv_heads, _dim = _heads(config)
+    heads, kv_heads, _dim = head_sizes(config)
     for name, target, file in plan:
         with safe_open(file, "pt") as opened:
             array = opened.get_tensor(name).float().numpy()
@@ -275,19 +216,3 @@ def _interleave(rows: np.ndarray, heads: int) -> np.ndarray:
     """Rows of a head, first half and second half, become pairs."""
     halves = rows.reshape(heads, 2, rows.shape[0] // heads // 2, *rows.shape[1:])
     return halves.swapaxes(1, 2).reshape(rows.shape)
-
-
-def _llama3_frequencies(config: Mapping[str, Any]) -> np.ndarray | None:
-    """Llama 3's stretched positions: the factor by which each frequency is divided, (dim / 2,) float32."""
-    rope = _rope(config)
-    if rope["rope_type"] != "llama3":
-        return None
-    dim = _heads(config)[2]
-    frequencies = 1.0 / float(rope["rope_theta"]) ** (np.arange(0, dim, 2, dtype=np.float64) / dim)
-    length = float(rope["original_max_position_embeddings"])
-    low, high, factor = (float(rope[key]) for key in ("low_freq_factor", "high_freq_factor", "factor"))
-    waves = 2 * math.pi / frequencies
-    smooth = (length / waves - low) / (high - low)
-    between = 1 / ((1 - smooth) / factor + smooth)
-    chosen = np.where(waves < length / high, 1.0, np.where(waves > length / low, factor, between))
-    return chosen.astype(np.float32)

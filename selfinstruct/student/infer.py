@@ -16,7 +16,7 @@ from selfinstruct.student.generation import BatchOptions, generate
 from selfinstruct.student.prompt import Template
 from selfinstruct.student.questions import Question
 from selfinstruct.student.requests import Answer, Request
-from selfinstruct.student.sampling import Sampling
+from selfinstruct.student.sampling import Sampling, out_of_range
 from selfinstruct.student.source import Source, locate
 
 ENGINES = ("auto", "vllm", "transformers")
@@ -174,13 +174,11 @@ class _Runner:
 def _check(options: InferOptions) -> None:
     bounds = {
         "max-new-tokens": options.max_new_tokens >= 1,
-        "temperature": 0 <= options.temperature <= 100,
-        "top-p": 0 < options.top_p <= 1,
-        "min-p": 0 <= options.min_p <= 1,
         "batch": options.batch is None or options.batch >= 1,
         "context": options.context is None or options.context >= 2,
     }
     bad = [name for name, good in bounds.items() if not good]
+    bad += filter(None, [out_of_range(Sampling(options.temperature, options.top_p, options.min_p))])
     if bad:
         raise UsageError(f"--{bad[0]} is out of range", hint="see selfinstruct infer --help")
     if options.engine not in ENGINES:

@@ -17,10 +17,13 @@ def merge(name: str, out: Path, *, dtype: str = "bf16", log: Callable[[str], Non
 
     A model without an adapter is written as it is: so a GGUF file becomes a folder. Done on the CPU in 32 bits where
     an adapter is added, so that rounding happens once. ``out`` appears whole or not at all; OutputError when it is
-    there already.
+    there already, or is the folder of the command itself.
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise OutputError(f"{out}: is there already", hint="name another folder with -o")
+    target = out.resolve()  # "." and ".." are no names
+    if target == Path.cwd():  # the new folder takes the place of the old one, and the shell would stay in that
+        raise OutputError(f"{out}: is the folder you are in, which cannot be replaced", hint="name a new one: -o NAME")
     import torch
 
     kinds = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
@@ -37,7 +40,7 @@ def merge(name: str, out: Path, *, dtype: str = "bf16", log: Callable[[str], Non
     if (source.words / TEMPLATE_FILE).is_file():
         tokenizer.chat_template = template.jinja(tokenizer)
     model_folder.write(
-        out, model.save_pretrained, tokenizer=tokenizer, template=template,
+        target, model.save_pretrained, tokenizer=tokenizer, template=template,
         provenance=source.words / model_folder.PROVENANCE,
     )  # fmt: skip
     return out

@@ -5,15 +5,18 @@ A pickle can run code while it is read, whatever other files lie beside it, and 
 
 from __future__ import annotations
 
+import fcntl
 import json
+import os
 import re
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from selfinstruct.durable import publish
-from selfinstruct.errors import ModelFileError, OutputError
+from selfinstruct.durable import publish, remove, unfinished
+from selfinstruct.errors import ModelFileError, OutputError, RunLocked
 from selfinstruct.student.prompt import Template, save_template
 
 PROVENANCE = "selfinstruct_run.json"
@@ -55,24 +58,54 @@ def write(
     """
     from safetensors import SafetensorError
 
-    work = target.with_name(f".{target.name}.tmp")
-    shutil.rmtree(work, ignore_errors=True)
     try:
-        work.mkdir(parents=True)
-        save_weights(work)
-        tokenizer.save_pretrained(work)
-        save_template(template, work)
-        if provenance.is_file():
-            shutil.copyfile(provenance, work / PROVENANCE)
-        if target.exists() and replaces:
-            shutil.rmtree(target)
-        elif target.exists():
-            target.rmdir()
-        publish(work, target)
+        with workplace(target) as work:
+            save_weights(work)
+            tokenizer.save_pretrained(work)
+            save_template(template, work)
+            if provenance.is_file():
+                shutil.copyfile(provenance, work / PROVENANCE)
+            if target.exists() and replaces:
+                shutil.rmtree(target)
+            elif target.exists():
+                target.rmdir()
+            publish(work, target)
     except (OSError, SafetensorError) as error:
         raise OutputError(f"{target}: cannot be written ({error})", hint="free disk space") from error
+
+
+@contextmanager
+def workplace(target: Path) -> Iterator[Path]:
+    """A new hidden folder beside ``target`` for gigabytes that are not finished; nothing of it stays.
+
+    Its name is always the same: what a killed process left there is removed, and a link in its place is not followed.
+    RunLocked while another process works in it. Raises OSError.
+    """
+    work = unfinished(target)
+    if work.is_dir() and not work.is_symlink():
+        with _claimed(work, target):
+            remove(work)
+    else:
+        remove(work)
+    work.mkdir(parents=True)
+    try:
+        with _claimed(work, target):
+            yield work
     finally:
-        shutil.rmtree(work, ignore_errors=True)  # gigabytes, when it came to nothing
+        remove(work)
+
+
+@contextmanager
+def _claimed(work: Path, target: Path) -> Iterator[None]:
+    """Hold a folder by a lock on itself, which leaves no file and dies with its holder."""
+    descriptor = os.open(work, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    except BlockingIOError:
+        raise RunLocked(f"{target}: another process writes to it", hint="wait for it, or stop it") from None
+    finally:
+        os.close(descriptor)
 
 
 def read_json(path: Path) -> Mapping[str, Any]:

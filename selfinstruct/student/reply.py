@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Sequence
 from typing import Any
 
@@ -17,8 +18,10 @@ class Reply:
         self._ids = list(before)
         self._from, self._read = 0, len(self._ids)
         self._held = ""
-        self._lengths: list[int] = []  # characters of text after each token
+        self._starts: list[int] = []
+        self._open: list[str] = []  # the text up to each token whose characters are not whole yet
         self._length = 0
+        self._ended = False
         self.text = ""
         self.stopped = False
 
@@ -29,35 +32,54 @@ class Reply:
             if self.stopped:
                 break
             self._ids.append(token)
-            grown = self._grown()
-            self._length += len(grown)
-            self._lengths.append(self._length)
-            shown += self._pass(grown)
+            shown += self._pass(self._grown())
         return shown
 
     def end(self) -> str:
         """No more tokens come: the text that was held back."""
         if self.stopped:
             return ""
-        rest = self._decode(self._from)[len(self._decode(self._from, self._read)) :]
-        shown = self._pass(rest)
+        before, after = self._decode(self._from, self._read), self._decode(self._from)
+        shown = self._pass(self._settled(before, after))
         if not self.stopped:
             shown += self._held
             self.text += self._held
+            self._ended = True
         self._held = ""
         return shown
 
     @property
-    def tokens_in_text(self) -> int:
-        """How many of the tokens begin within the text: those of a stop text are not counted."""
-        return sum(1 for before in [0, *self._lengths[:-1]][: len(self._lengths)] if before < len(self.text))
+    def starts(self) -> Sequence[int]:
+        """Where in the text each token begins; of the last ones it may not be known yet."""
+        return self._starts
+
+    @property
+    def tokens_shown(self) -> int:
+        """How many tokens begin within the text shown so far; all of them once the reply has ended by itself.
+
+        What is held back, and what belongs to a stop text, is not counted.
+        """
+        return len(self._starts) if self._ended else bisect_left(self._starts, len(self.text))
 
     def _grown(self) -> str:
         """What the last tokens add, once they make whole characters; decoded with those before, for the spaces."""
         before, after = self._decode(self._from, self._read), self._decode(self._from)
+        self._open.append(after)
         if after.endswith("\ufffd") or len(after) <= len(before):
             return ""
+        grown = self._settled(before, after)
         self._from, self._read = self._read, len(self._ids)
+        return grown
+
+    def _settled(self, before: str, after: str) -> str:
+        """Note where the open tokens begin, now that their text is known, and return what it adds to ``before``."""
+        covered = 0
+        for view in self._open:
+            self._starts.append(self._length + covered)
+            # Half a character decodes to U+FFFD: what stays of a view is as far as its tokens have come.
+            covered = max(covered, _alike(view, after) - len(before))
+        self._open.clear()
+        self._length += max(0, len(after) - len(before))
         return after[len(before) :]
 
     def _decode(self, begin: int, end: int | None = None) -> str:
@@ -75,6 +97,12 @@ class Reply:
             shown, self._held = self._held[: len(self._held) - keep], self._held[len(self._held) - keep :]
         self.text += shown
         return shown
+
+
+def _alike(one: str, other: str) -> int:
+    """Length of the beginning that two texts share."""
+    shorter = min(len(one), len(other))
+    return next((place for place in range(shorter) if one[place] != other[place]), shorter)
 
 
 def _overlap(text: str, stop: str) -> int:

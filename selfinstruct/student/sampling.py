@@ -24,6 +24,16 @@ class Sampling:
 GREEDY = Sampling()
 
 
+def out_of_range(how: Sampling) -> str:
+    """The option (``top-p``) that no draw can be made with, "" when all are good. Not a number is none of them."""
+    bounds = {
+        "temperature": 0 <= how.temperature <= 100,
+        "top-p": 0 < how.top_p <= 1,
+        "min-p": 0 <= how.min_p <= 1,
+    }
+    return next((name for name, good in bounds.items() if not good), "")
+
+
 def draws(seed: int, count: int) -> np.ndarray:
     """``count`` numbers in [0, 1), float32: the draws of a sequence, whatever runs beside it."""
     return np.random.default_rng(seed & (2**64 - 1)).random(count, dtype=np.float32)

@@ -11,6 +11,7 @@ import asyncio
 import hmac
 import json
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any
@@ -23,10 +24,11 @@ from selfinstruct.errors import SelfInstructError, ServerError, UsageError
 from selfinstruct.student.live import LiveEngine
 from selfinstruct.student.prompt import Template
 from selfinstruct.student.reply import Reply
-from selfinstruct.student.requests import Request
+from selfinstruct.student.requests import Request, TokenLogprobs
 from selfinstruct.student.sampling import Sampling
 from selfinstruct.student.serve_answers import Piece, Shape, Whole, error_body
-from selfinstruct.student.serve_requests import Asked, read_chat, read_completion
+from selfinstruct.student.serve_requests import Asked, Reader, TooLong
+from selfinstruct.student.token_names import TokenNames
 
 _SEEN = 8  # tokens of a prompt that tell how a completion's first one is written
 _BODY_BYTES = 8 * 1024 * 1024
@@ -48,10 +50,6 @@ class Service:
     token: str = ""
 
 
-class TooLong(UsageError):
-    """A prompt that leaves no room for a reply."""
-
-
 class UnknownModel(UsageError):
     """A request for another model than the one that is served."""
 
@@ -65,6 +63,7 @@ def application(service: Service, *, any_host: bool = False) -> web.Application:
     app.router.add_get("/v1/models/{name}", routes.model)
     app.router.add_post("/v1/chat/completions", routes.chat)
     app.router.add_post("/v1/completions", routes.completions)
+    app.on_cleanup.append(routes.close)
     return app
 
 
@@ -116,6 +115,14 @@ def _refusal(status: int, message: str, kind: str, code: str | None = None) -> w
 class _Routes:
     def __init__(self, service: Service) -> None:
         self._service = service
+        self._names = TokenNames(service.tokenizer)
+        self._reader = Reader(service.template, service.tokenizer, service.context)
+        # One thread, one body at a time: a tokenizer is set up anew for each kind of text.
+        self._reading = ThreadPoolExecutor(1, thread_name_prefix="reader")
+
+    async def close(self, _app: web.Application) -> None:
+        """Read no more."""
+        self._reading.shutdown(wait=False, cancel_futures=True)
 
     async def health(self, _request: web.Request) -> web.Response:
         running, waiting = self._service.live.load
@@ -135,22 +142,31 @@ class _Routes:
         return {**about, "max_model_len": self._service.context}
 
     async def chat(self, request: web.Request) -> web.StreamResponse:
-        body = await self._body(request)
-        return await self._run(request, read_chat(body, self._service.template, self._service.tokenizer))
+        return await self._run(request, await self._read(request, self._reader.chat))
 
     async def completions(self, request: web.Request) -> web.StreamResponse:
-        body = await self._body(request)
-        return await self._run(request, read_completion(body, self._service.tokenizer))
+        return await self._run(request, await self._read(request, self._reader.completion))
 
-    async def _body(self, request: web.Request) -> Any:
+    async def _read(self, request: web.Request, read: Callable[[Any], Asked]) -> Asked:
+        """Read the body beside the event loop, where a long one would hold up everybody."""
         try:
-            body = json.loads(await request.read())
-        except (ValueError, RecursionError, web.RequestPayloadError):
+            body = await request.read()
+        except web.RequestPayloadError:
+            raise UsageError("the body is no JSON") from None
+        return await asyncio.get_running_loop().run_in_executor(self._reading, self._read_body, body, read)
+
+    def _read_body(self, content: bytes, read: Callable[[Any], Asked]) -> Asked:
+        try:
+            body = json.loads(content)
+        except (ValueError, RecursionError):
             raise UsageError("the body is no JSON") from None
         name = body.get("model") if isinstance(body, dict) else None
         if name is not None:
             self._check_name(name)
-        return body
+        asked = read(body)
+        for prompt in asked.prompts:
+            self._service.live.check(prompt)
+        return asked
 
     def _check_name(self, name: Any) -> None:
         if name != self._service.name:
@@ -162,11 +178,7 @@ class _Routes:
             for place, prompt in enumerate(asked.prompts)
             for choice in range(asked.n)
         ]
-        for prompt in asked.prompts:
-            if not prompt or len(prompt) >= self._service.context:
-                raise TooLong(f"a prompt of {len(prompt)} tokens does not fit the context of {self._service.context}")
-            self._service.live.check(prompt)
-        shape = Shape(self._service.name, self._service.tokenizer, asked.is_chat, asked.top_logprobs)
+        shape = Shape(self._service.name, self._names, asked.is_chat, asked.top_logprobs)
         counted = sum(len(prompt) for prompt in asked.prompts)
         if asked.stream:
             return await self._stream(request, asked, jobs, shape, counted)
@@ -185,6 +197,7 @@ class _Routes:
             async for piece in pieces:
                 made.text += piece.text
                 made.tokens += piece.tokens
+                made.starts += piece.starts
                 made.logprobs += piece.logprobs
                 made.new_tokens += piece.new_tokens
                 made.finish = piece.finish or made.finish
@@ -205,18 +218,22 @@ class _Routes:
         )
         # A completion goes on with the prompt's text: its first word keeps the space that stands before it.
         reply = Reply(self._service.tokenizer, asked.stop, () if asked.is_chat else prompt[-_SEEN:])
-        reported = 0
+        told, tokens, logprobs = 0, list[int](), list[TokenLogprobs]()
         async with aclosing(self._service.live.stream(request)) as stream:
             async for news in stream:
                 text = reply.feed(news.tokens)
                 if news.ended:
                     text += reply.end()
+                tokens += news.tokens
+                logprobs += news.logprobs
+                # Tokens come with their text: what is held back may turn out to be a stop.
+                fresh = slice(told, reply.tokens_shown)
+                told = reply.tokens_shown
                 finish = "stop" if reply.stopped else news.ended
-                kept = news.tokens
-                if reply.stopped:
-                    kept = kept[: max(0, reply.tokens_in_text - reported)]
-                reported += len(kept)
-                yield Piece(index, text, kept, news.logprobs[: len(kept)], finish, len(news.tokens))
+                yield Piece(
+                    index, text, tuple(tokens[fresh]), tuple(reply.starts[fresh]), tuple(logprobs[fresh]),
+                    finish, len(news.tokens),
+                )  # fmt: skip
                 if finish:
                     return
 

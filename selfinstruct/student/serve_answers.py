@@ -9,15 +9,20 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from selfinstruct.student.requests import TokenLogprobs
+from selfinstruct.student.token_names import TokenNames
 
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """Some more of one choice. ``finish`` is set with the last piece."""
+    """Some more of one choice. ``finish`` is set with the last piece.
+
+    ``tokens`` are those that begin within the text, ``starts`` the places of the choice's text where they do.
+    """
 
     index: int
     text: str
     tokens: tuple[int, ...] = ()
+    starts: tuple[int, ...] = ()
     logprobs: tuple[TokenLogprobs, ...] = ()
     finish: str | None = None
     new_tokens: int = 0
@@ -25,11 +30,12 @@ class Piece:
 
 @dataclass(slots=True)
 class Whole:
-    """One choice, complete."""
+    """One choice, complete; as the pieces."""
 
     text: str
     finish: str
     tokens: tuple[int, ...] = ()
+    starts: tuple[int, ...] = ()
     logprobs: tuple[TokenLogprobs, ...] = ()
     new_tokens: int = 0
 
@@ -39,7 +45,7 @@ class Shape:
     """Dresses up the pieces of one request. ``top`` is the number of likeliest tokens to report, None for no report."""
 
     model: str
-    tokenizer: Any
+    names: TokenNames
     is_chat: bool
     top: int | None
     number: str = field(default_factory=lambda: secrets.token_hex(12))
@@ -51,7 +57,7 @@ class Shape:
         made = []
         for index, one in enumerate(choices):
             entry: dict[str, Any] = {"index": index, "finish_reason": one.finish}
-            entry["logprobs"] = self._report(one.tokens, one.logprobs)
+            entry["logprobs"] = self._report(one, first=True)
             if self.is_chat:
                 entry["message"] = {"role": "assistant", "content": one.text, "refusal": None}
             else:
@@ -63,7 +69,7 @@ class Shape:
     def piece(self, piece: Piece, *, first: bool) -> dict[str, Any]:
         """One event of a stream."""
         entry: dict[str, Any] = {"index": piece.index, "finish_reason": piece.finish}
-        entry["logprobs"] = self._report(piece.tokens, piece.logprobs) if piece.tokens else None
+        entry["logprobs"] = self._report(piece, first=first) if piece.tokens else None
         if self.is_chat:
             entry["delta"] = {**({"role": "assistant"} if first else {}), "content": piece.text}
         else:
@@ -79,38 +85,35 @@ class Shape:
         prefix = "chatcmpl" if self.is_chat else "cmpl"
         return {"id": f"{prefix}-{self.number}", "object": kind, "created": self.created, "model": self.model}
 
-    def _report(self, tokens: Sequence[int], logprobs: Sequence[TokenLogprobs]) -> dict[str, Any] | None:
+    def _report(self, some: Piece | Whole, *, first: bool) -> dict[str, Any] | None:
         if self.top is None:
             return None
-        pairs = list(zip(tokens, logprobs, strict=False))
+        # A completion goes on with the prompt's text; a reply begins its own, where a first space may be left out.
+        starting = [first and self.is_chat and place == 0 for place in range(len(some.tokens))]
+        pairs = list(zip(some.tokens, some.logprobs, starting, strict=False))
         if self.is_chat:
-            return {"content": [self._chat_entry(token, entry) for token, entry in pairs], "refusal": None}
-        texts = [self._text(token) for token, _ in pairs]
+            return {"content": [self._chat_entry(*pair) for pair in pairs], "refusal": None}
         return {
-            "tokens": texts,
-            "token_logprobs": [entry.chosen for _, entry in pairs],
-            "top_logprobs": [self._likeliest(entry) for _, entry in pairs],
-            "text_offset": [sum(map(len, texts[:place])) for place in range(len(texts))],
+            "tokens": [self.names.key(token) for token, _, _ in pairs],
+            "token_logprobs": [entry.chosen for _, entry, _ in pairs],
+            "top_logprobs": [self._likeliest(entry) for _, entry, _ in pairs],
+            "text_offset": list(some.starts),
         }
 
     def _likeliest(self, entry: TokenLogprobs) -> dict[str, float]:
-        """The likeliest tokens; of those that are written alike (parts of characters) the first."""
+        """The likeliest tokens; of those that are written alike the first."""
         found: dict[str, float] = {}
         for token, value in entry.top[: self.top]:
-            found.setdefault(self._text(token), value)
+            found.setdefault(self.names.key(token), value)
         return found
 
-    def _chat_entry(self, token: int, entry: TokenLogprobs) -> dict[str, Any]:
-        top = [self._named(number, value) for number, value in entry.top[: self.top]]
-        return {**self._named(token, entry.chosen), "top_logprobs": top}
+    def _chat_entry(self, token: int, entry: TokenLogprobs, at_start: bool) -> dict[str, Any]:
+        top = [self._named(number, value, at_start) for number, value in entry.top[: self.top]]
+        return {**self._named(token, entry.chosen, at_start), "top_logprobs": top}
 
-    def _named(self, token: int, value: float) -> dict[str, Any]:
-        text = self._text(token)
-        return {"token": text, "logprob": value, "bytes": list(text.encode("utf-8", "replace"))}
-
-    def _text(self, token: int) -> str:
-        """A token as it stands within a text: SentencePiece writes no space before the first word."""
-        return str(self.tokenizer.decode([token, token]))[len(str(self.tokenizer.decode([token]))) :]
+    def _named(self, token: int, value: float, at_start: bool) -> dict[str, Any]:
+        raw = self.names.raw(token, at_start=at_start)
+        return {"token": self.names.text(token, at_start=at_start), "logprob": value, "bytes": list(raw)}
 
 
 def usage(prompt_tokens: int, new_tokens: int) -> dict[str, int]:

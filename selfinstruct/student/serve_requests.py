@@ -11,26 +11,15 @@ from selfinstruct.errors import UsageError
 from selfinstruct.student.dialogue import encode_dialogue
 from selfinstruct.student.prompt import Template, is_unicode
 from selfinstruct.student.sampling import TOP_LOGPROBS, Sampling
+from selfinstruct.student.serve_fields import check_fields, flag, number, optional_whole, wants_usage, whole
 
 _MOST_CHOICES = 128
 _MOST_ANSWERS = 2048  # of one request, prompts times n
 _MOST_STOPS = 16
-# Fields that change the answer and that we do not have, with the values that ask for nothing.
-_REFUSED: Mapping[str, tuple[Any, ...]] = {
-    "best_of": (None, 1),
-    "echo": (None, False),
-    "suffix": (None, ""),
-    "presence_penalty": (None, 0),
-    "frequency_penalty": (None, 0),
-    "repetition_penalty": (None, 1),
-    "logit_bias": (None, {}),
-    "tools": (None, []),
-    "functions": (None, []),
-    "top_k": (None, 0, -1),
-    "json_schema": (None,),
-    "grammar": (None,),
-    "response_format": (None, {"type": "text"}),
-}
+
+
+class TooLong(UsageError):
+    """A prompt that leaves no room for a reply."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,65 +41,96 @@ class Asked:
         return self.sampling.seed + 1_000_003 * choice
 
 
-def read_chat(body: Any, template: Template, tokenizer: Any) -> Asked:
-    """A body of /v1/chat/completions. Raises UsageError that names the field."""
-    _check(body)
-    messages = body.get("messages")
-    if not isinstance(messages, list) or not all(isinstance(message, dict) for message in messages):
-        raise UsageError("messages: must be a list of messages")
-    ids = encode_dialogue(template, tokenizer, [_message(message) for message in messages])
-    wants = _flag(body, "logprobs")
-    top = _whole(body, "top_logprobs", 0, 0, TOP_LOGPROBS)
-    if top and not wants:
-        raise UsageError("top_logprobs: needs logprobs to be true")
-    name = "max_completion_tokens" if body.get("max_completion_tokens") is not None else "max_tokens"
-    return _asked(body, (tuple(ids),), top if wants else None, _optional_whole(body, name), is_chat=True)
+class Reader:
+    """Reads bodies for a model whose prompt and reply together have at most ``context`` tokens.
 
+    What it raises is a UsageError that names the field, TooLong for a prompt that leaves no room for a reply.
+    """
 
-def read_completion(body: Any, tokenizer: Any) -> Asked:
-    """A body of /v1/completions: the prompt is taken as it stands, with BOS where the tokenizer has one."""
-    _check(body)
-    prompts = tuple(tuple(_encode(tokenizer, prompt)) for prompt in _prompts(body.get("prompt")))
-    top = _optional_whole(body, "logprobs", 0, TOP_LOGPROBS)
-    most = _optional_whole(body, "max_tokens")
-    return _asked(body, prompts, top, 16 if most is None else most, is_chat=False)
+    def __init__(self, template: Template, tokenizer: Any, context: int) -> None:
+        self._template, self._tokenizer, self._context = template, tokenizer, context
+        self._most_characters = context * max(map(len, tokenizer.get_vocab()), default=1)
+
+    def chat(self, body: Any) -> Asked:
+        """A body of /v1/chat/completions."""
+        check_fields(body, is_chat=True)
+        messages = body.get("messages")
+        if not isinstance(messages, list) or not all(isinstance(message, dict) for message in messages):
+            raise UsageError("messages: must be a list of messages")
+        said = [_message(message) for message in messages]
+        self._check_size(sum(len(message["content"]) for message in said))
+        wants = flag(body, "logprobs")
+        top = whole(body, "top_logprobs", 0, 0, TOP_LOGPROBS)
+        if top and not wants:
+            raise UsageError("top_logprobs: needs logprobs to be true")
+        name = "max_completion_tokens" if body.get("max_completion_tokens") is not None else "max_tokens"
+        most = optional_whole(body, name)
+        ids = self._checked(encode_dialogue(self._template, self._tokenizer, said))
+        return _asked(body, (ids,), top if wants else None, most, is_chat=True)
+
+    def completion(self, body: Any) -> Asked:
+        """A body of /v1/completions: the prompt is taken as it stands, with BOS where the tokenizer has one."""
+        check_fields(body, is_chat=False)
+        top = optional_whole(body, "logprobs", 0, TOP_LOGPROBS)
+        most = optional_whole(body, "max_tokens")
+        found = _prompts(body.get("prompt"))
+        _check_number(len(found), _choices(body))
+        prompts = tuple(self._checked(self._encode(prompt)) for prompt in found)
+        return _asked(body, prompts, top, 16 if most is None else most, is_chat=False)
+
+    def _encode(self, prompt: str | list[int]) -> list[int]:
+        if not isinstance(prompt, str):
+            return prompt
+        self._check_size(len(prompt))
+        return [int(one) for one in self._tokenizer(_unbroken(prompt, "prompt"))["input_ids"]]
+
+    def _check_size(self, characters: int) -> None:
+        """Megabytes take long to be cut into tokens: what cannot fit, be each token the longest, is not even begun."""
+        if characters > self._most_characters:
+            raise TooLong(f"a prompt of {characters} characters does not fit the context of {self._context} tokens")
+
+    def _checked(self, ids: list[int]) -> tuple[int, ...]:
+        if not ids:
+            raise UsageError("prompt: is empty", hint="give at least one token")
+        if len(ids) >= self._context:
+            raise TooLong(f"a prompt of {len(ids)} tokens does not fit the context of {self._context}")
+        return tuple(ids)
 
 
 def _asked(body: Mapping[str, Any], prompts: Any, top: int | None, most: int | None, *, is_chat: bool) -> Asked:
-    temperature = _number(body, "temperature", 1.0, 0.0, 100.0)
-    top_p = _number(body, "top_p", 1.0, 0.0, 1.0)
+    temperature = number(body, "temperature", 1.0, 0.0, 100.0)
+    top_p = number(body, "top_p", 1.0, 0.0, 1.0)
     if top_p == 0:
         temperature, top_p = 0.0, 1.0
     seed = body.get("seed")
     if seed is not None and (not isinstance(seed, int) or isinstance(seed, bool)):
         raise UsageError("seed: must be a whole number")
     sampling = Sampling(
-        temperature, top_p, _number(body, "min_p", 0.0, 0.0, 1.0), secrets.randbits(48) if seed is None else seed
+        temperature, top_p, number(body, "min_p", 0.0, 0.0, 1.0), secrets.randbits(48) if seed is None else seed
     )
-    about = body.get("stream_options") or {}
-    n = _whole(body, "n", 1, 1, _MOST_CHOICES)
-    if len(prompts) * n > _MOST_ANSWERS:
-        raise UsageError(f"prompt: {len(prompts)} prompts with n {n} are more than {_MOST_ANSWERS} answers",
-                         hint="send them in several requests")  # fmt: skip
     return Asked(
         prompts,
-        n,
+        _choices(body),
         most,
         sampling,
         _stops(body.get("stop")),
         top,
-        _flag(body, "stream"),
-        isinstance(about, dict) and bool(about.get("include_usage")),
+        flag(body, "stream"),
+        wants_usage(body),
         is_chat,
     )
 
 
-def _check(body: Any) -> None:
-    if not isinstance(body, dict):
-        raise UsageError("the body must be a JSON object")
-    for name, neutral in _REFUSED.items():
-        if name in body and body[name] not in neutral:
-            raise UsageError(f"{name}: is not supported by this server", hint=f"leave {name} out")
+def _choices(body: Mapping[str, Any]) -> int:
+    return whole(body, "n", 1, 1, _MOST_CHOICES)
+
+
+def _check_number(prompts: int, n: int) -> None:
+    if prompts * n > _MOST_ANSWERS:
+        raise UsageError(
+            f"prompt: {prompts} prompts with n {n} are more than {_MOST_ANSWERS} answers",
+            hint="send them in several requests",
+        )
 
 
 def _message(message: Mapping[str, Any]) -> dict[str, str]:
@@ -122,10 +142,10 @@ def _message(message: Mapping[str, Any]) -> dict[str, str]:
         content = "".join(str(part) for part in parts)
     if not isinstance(content, str) or not isinstance(message.get("role"), str):
         raise UsageError("messages: each needs a role and a text as content")
-    return {"role": message["role"], "content": _whole_text(content, "messages")}
+    return {"role": message["role"], "content": _unbroken(content, "messages")}
 
 
-def _whole_text(text: str, name: str) -> str:
+def _unbroken(text: str, name: str) -> str:
     if not is_unicode(text):
         raise UsageError(f"{name}: holds half a character (a lone surrogate)")
     return text
@@ -146,46 +166,8 @@ def _is_id(one: Any) -> bool:
     return isinstance(one, int) and not isinstance(one, bool)
 
 
-def _encode(tokenizer: Any, prompt: str | list[int]) -> list[int]:
-    if isinstance(prompt, str):
-        return [int(number) for number in tokenizer(_whole_text(prompt, "prompt"))["input_ids"]]
-    return prompt
-
-
 def _stops(stop: Any) -> tuple[str, ...]:
     found = [stop] if isinstance(stop, str) else stop or []
     if not isinstance(found, list) or len(found) > _MOST_STOPS or not all(isinstance(one, str) for one in found):
         raise UsageError(f"stop: must be a text or a list of at most {_MOST_STOPS} texts")
     return tuple(one for one in found if one)
-
-
-def _flag(body: Mapping[str, Any], name: str) -> bool:
-    value = body.get(name) or False
-    if not isinstance(value, bool):
-        raise UsageError(f"{name}: must be true or false")
-    return value
-
-
-def _number(body: Mapping[str, Any], name: str, default: float, low: float, high: float) -> float:
-    value = body.get(name)
-    if value is None:
-        return default
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise UsageError(f"{name}: must be a number")
-    if not low <= value <= high:  # nor is NaN
-        raise UsageError(f"{name}: must be from {low:g} to {high:g}")
-    return float(value)
-
-
-def _whole(body: Mapping[str, Any], name: str, default: int, low: int, high: int) -> int:
-    found = _optional_whole(body, name, low, high)
-    return default if found is None else found
-
-
-def _optional_whole(body: Mapping[str, Any], name: str, low: int = 1, high: int = 1 << 30) -> int | None:
-    value = body.get(name)
-    if value is None:
-        return None
-    if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
-        raise UsageError(f"{name}: must be a whole number from {low} to {high}")
-    return value

@@ -36,8 +36,10 @@ def open_service(
 ) -> Service:
     """Start an engine for a model. ``slots`` None: as many sequences of ``context`` tokens as the memory holds.
 
-    Raises UsageError for a model that cannot run on slots or a context beyond what it was made for.
+    Raises UsageError for a model that cannot run on slots, fewer than one of them, or a context beyond what it was
+    made for.
     """
+    check_slots(slots)
     config = loaded.model.config
     reason = unsupported(config)
     if reason:
@@ -55,6 +57,12 @@ def open_service(
     log(f"{fitting} requests at a time of up to {context} tokens{', CUDA graphs' if chosen.graphs else ''}")
     live = LiveEngine(Engine(loaded.model, chosen, loaded.end_ids))
     return Service(live, loaded.tokenizer, loaded.template, name, context, token)
+
+
+def check_slots(slots: int | None) -> None:
+    """UsageError unless there is room for a request, or the memory decides."""
+    if slots is not None and slots < 1:
+        raise UsageError(f"--batch {slots} is out of range", hint="give a whole number from 1")
 
 
 def serve(service: Service, host: str, port: int, on_ready: Callable[[str], None]) -> None:
