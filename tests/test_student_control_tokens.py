@@ -11,14 +11,16 @@ import pytest
 torch = pytest.importorskip("torch", reason="the student needs the train extra")
 pytest.importorskip("transformers", reason="the student needs the train extra")
 
-from student_tiny import spm_tokenizer, tiny_tokenizer
+from student_tiny import spm_tokenizer, tiny_model, tiny_tokenizer, write_rows
 
 from selfinstruct.errors import UsageError
 from selfinstruct.student import weights
 from selfinstruct.student.control_tokens import controls_of, encode_texts
 from selfinstruct.student.dialogue import encode_dialogue
 from selfinstruct.student.examples import Example
+from selfinstruct.student.finetune import finetune
 from selfinstruct.student.prompt import ALPACA, CHAT, load_template, named_template, save_template
+from selfinstruct.student.recipes import Recipe, Runtime
 from selfinstruct.student.tokens import tokenise
 
 pytestmark = pytest.mark.filterwarnings("default")
@@ -150,6 +152,21 @@ def test_a_reply_ends_as_the_template_ends_it_and_only_there(
     assert controls_in(tokenizer, reply) == [end]
     assert tokenizer.decode(reply[:-1]).strip() == hostile
     assert tokens.row(1)[tokens.loss_from[1] :].tolist() == [end]
+
+
+def test_a_trained_model_tells_other_programs_where_its_replies_end(tmp_path: Path) -> None:
+    from transformers import GenerationConfig
+
+    model = tiny_model(tmp_path / "model")
+    tokenizer = tokenizer_of("bytes", "chatml", tmp_path)
+    tokenizer.save_pretrained(model)
+    rows = write_rows(tmp_path / "rows.jsonl", 8)
+    ends = [2, tokenizer.convert_tokens_to_ids("<|im_end|>")]
+    for template, wanted in (("chat", ends), ("alpaca", 2)):
+        recipe = Recipe("test", template=template, batch=8, epochs=1)
+        outcome = finetune(str(rows), str(model), tmp_path / template, recipe, Runtime(device="cpu"))
+        assert outcome.folder is not None
+        assert GenerationConfig.from_pretrained(outcome.folder).eos_token_id == wanted
 
 
 def test_a_template_without_one_end_of_replies_leaves_it_to_the_tokenizer() -> None:
