@@ -50,16 +50,20 @@ class RunConfig(BaseModel):
     method: Literal["alpaca"] = Field("alpaca", description="how to ask for tasks and read replies")
     language: Literal["en", "pt"] = Field("en", description="language of the generated tasks")
     teacher: str = Field(DEFAULT_TEACHER, min_length=1, max_length=300, description="model that writes the tasks")
-    form: Literal["text", "schema", "short"] | None = Field(None, description="prompt form")
-    api: Literal["chat", "completions"] | None = Field(None, description="endpoint: chat, or raw completions")
+    form: Literal["text", "schema", "short"] | None = Field(None, description="prompt form; null: by the teacher")
+    api: Literal["chat", "completions"] | None = Field(
+        None, description="chat, or raw completions; null: by the teacher"
+    )
     shots: int = Field(3, ge=0, le=50, description="seed tasks shown in a prompt")
     tasks: int = Field(20, ge=1, le=100, description="tasks asked for in a request")
     temperature: float = Field(1.0, ge=0, le=2)
     top_p: float = Field(1.0, gt=0, le=1)
     min_p: float | None = Field(None, ge=0, lt=1, description="for servers that have it")
-    max_new_tokens: int | None = Field(None, ge=1, le=1_000_000, description="token limit of a reply")
+    max_new_tokens: int | None = Field(
+        None, ge=1, le=1_000_000, description="token limit of a reply; null: by form and tasks"
+    )
     threshold: float = Field(0.7, gt=0, le=1, description="a task is new when its ROUGE-L is not above this")
-    tokenizer: Literal["rouge", "unicode"] | None = Field(None, description="words for ROUGE-L")
+    tokenizer: Literal["rouge", "unicode"] | None = Field(None, description="words for ROUGE-L; null: by the language")
     seed: int = Field(42, ge=0, lt=2**63, description="random seed of the prompts")
     pool_lag: int = Field(512, ge=1, le=100_000, description="requests a prompt lags behind the pool")
     validation: float = Field(0.02, ge=0, le=0.5, description="share of the rows in the validation split")
@@ -74,7 +78,7 @@ class RunConfig(BaseModel):
         (), description="endpoint(s) of the teacher"
     )
     api_key_env: str = Field("OPENAI_API_KEY", pattern=r"^[A-Za-z_][A-Za-z0-9_]*$", description="variable with the key")
-    concurrency: int | None = Field(None, ge=1, le=4096, description="requests in flight")
+    concurrency: int | None = Field(None, ge=1, le=4096, description="requests in flight; null: by the teacher")
     timeout: float = Field(300.0, gt=0, le=86_400, description="seconds for one attempt, all in all")
     patience: float = Field(900.0, ge=0, le=604_800, description="seconds to keep retrying one request")
     max_requests: int | None = Field(None, ge=1, description="stop after this many requests of this command")
@@ -111,7 +115,10 @@ class RunConfig(BaseModel):
         )
 
     def resolve(self) -> RunConfig:
-        """The same settings with every ``None`` filled in, as the run will use and record them."""
+        """The same settings with every ``None`` filled in, as the run will use and record them.
+
+        ``model_fields_set`` stays what somebody gave.
+        """
         kind = self.teacher_kind
         if kind == "local" and self.base_url:
             raise UsageError(
@@ -120,16 +127,16 @@ class RunConfig(BaseModel):
             )
         form = self.form or ("short" if kind == "local" else "text")
         api = self.api or ("completions" if kind == "local" else "chat")
-        return self.model_copy(
-            update={
-                "form": form,
-                "api": api,
-                "min_p": 0.05 if self.min_p is None and kind == "local" else self.min_p,
-                "max_new_tokens": self.max_new_tokens or (256 if form == "short" else 200 * self.tasks),
-                "tokenizer": self.tokenizer or ("rouge" if self.language == "en" else "unicode"),
-                "concurrency": self.concurrency or (8 if kind == "local" else 32),
-            }
-        )
+        chosen = {
+            "form": form,
+            "api": api,
+            "min_p": 0.05 if self.min_p is None and kind == "local" else self.min_p,
+            "max_new_tokens": self.max_new_tokens or (256 if form == "short" else 200 * self.tasks),
+            "tokenizer": self.tokenizer or ("rouge" if self.language == "en" else "unicode"),
+            "concurrency": self.concurrency or (8 if kind == "local" else 32),
+        }
+        given = {name for name in self.model_fields_set if getattr(self, name) is not None}
+        return RunConfig.model_construct(_fields_set=given, **{**dict(self), **chosen})
 
     def identity(self, *, seeds_sha256: str, evaluation_sha256: str, method_fingerprint: str) -> dict[str, Any]:
         """What decides the rows, as plain values: recorded when the run starts and compared when it is resumed."""
@@ -146,6 +153,22 @@ class RunConfig(BaseModel):
     def to_yaml(self) -> str:
         """The settings as a config file; no secret can be in it."""
         return as_yaml(self.model_dump(mode="json"))
+
+    def to_given(self) -> dict[str, Any]:
+        """Every setting as plain values: what nobody gave as it comes, ``None`` where ``resolve`` chooses."""
+        return RunConfig.model_validate({}).model_dump(mode="json") | self.model_dump(
+            mode="json", include=self.model_fields_set
+        )
+
+    def to_given_yaml(self) -> str:
+        """What somebody gave as a config file, and the other settings as comments: they still follow the teacher."""
+        values = self.model_dump(mode="json")
+        given = {name: value for name, value in values.items() if name in self.model_fields_set}
+        lines = ['# Not given. What is "chosen" follows the teacher, the form or the language of the run:']
+        for name in (name for name in values if name not in given):
+            is_chosen = RunConfig.model_fields[name].default is None and values[name] is not None
+            lines.append(f"# {as_yaml({name: values[name]}).rstrip()}{'  # chosen' if is_chosen else ''}")
+        return (as_yaml(given) if given else "") + "\n".join(lines) + "\n"
 
 
 def host_of(url: str) -> str:

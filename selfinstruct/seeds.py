@@ -61,7 +61,8 @@ def read(path: Path) -> tuple[list[SeedTask], list[str]]:
     tasks: list[SeedTask] = []
     problems: list[str] = []
     first_line: dict[str, int] = {}
-    for number, line in enumerate(text.split("\n"), start=1):
+    lines = text.split("\n")
+    for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
         where = f"{path}:{number}"
@@ -70,13 +71,21 @@ def read(path: Path) -> tuple[list[SeedTask], list[str]]:
             problems.append(f"{where}: {parsed}")
             continue
         if parsed.task_id in first_line:
-            problems.append(
-                f"{where}: id {parsed.task_id!r} was used on line {first_line[parsed.task_id]}; give each task its own"
-            )
+            before = first_line[parsed.task_id]
+            problems.append(f"{where}: {_used_twice(parsed.task_id, line, before, lines[before - 1])}")
             continue
         first_line[parsed.task_id] = number
         tasks.append(parsed)
     return tasks, problems
+
+
+def _used_twice(task_id: str, line: str, before: int, line_before: str) -> str:
+    """What is wrong with two lines of one id. A line that has none is called by its number."""
+    if "id" not in json.loads(line):
+        return f"has no id, and the one that it would get, {task_id!r}, was used on line {before}; give it another"
+    if "id" not in json.loads(line_before):
+        return f"id {task_id!r} is what line {before}, which has none, is called; give each task its own"
+    return f"id {task_id!r} was used on line {before}; give each task its own"
 
 
 def digest(tasks: Sequence[SeedTask]) -> str:

@@ -53,6 +53,29 @@ FORBIDDEN = {
 }
 
 
+def _needs(path: Path) -> set[str]:
+    """The modules of the package that a module imports, by their dotted names."""
+    known = {".".join(module.relative_to(PACKAGE).with_suffix("").parts) for module in _modules()}
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: imports are absolute"
+            if node.module and node.module.split(".")[0] == "selfinstruct":
+                module = node.module.partition(".")[2]
+                names = {f"{module}.{alias.name}".lstrip(".") for alias in node.names}
+                found |= ({module} | names) & known
+    return found
+
+
+def test_no_module_needs_itself() -> None:
+    needs = {".".join(path.relative_to(PACKAGE).with_suffix("").parts): _needs(path) for path in _modules()}
+    left = dict(needs)
+    while ready := [name for name, needed in left.items() if not needed & left.keys()]:
+        for name in ready:
+            del left[name]
+    assert not left, f"these import each other, or what does: {sorted(left)}"
+
+
 def _modules() -> list[Path]:
     return sorted(PACKAGE.rglob("*.py"))
 

@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+import json
 import re
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -17,6 +19,10 @@ def load(tmp_path: Path, text: str, env: dict[str, str] | None = None, **flags: 
     path = tmp_path / "c.yaml"
     path.write_text(text, encoding="utf-8")
     return config.load(path, env or {}, flags)
+
+
+def run_json(run: Any, *arguments: object) -> Any:
+    return json.loads(run(*arguments, "--json").stdout)
 
 
 def test_every_field_is_identity_or_runtime() -> None:
@@ -170,6 +176,64 @@ def test_settings_survive_their_file(tmp_path: Path) -> None:
     path = tmp_path / "config.yaml"
     config.write_config(original, path)
     assert config.load_file(path) == original
+
+
+def test_what_nobody_gave_still_follows_the_teacher_in_the_file_that_config_show_writes(
+    run: Any, tmp_path: Path
+) -> None:
+    shown = run("config", "show", "--set", "temperature=0.7", "--set", "num=52000", "--set", "decontaminate=a,b")
+    assert shown.returncode == 0, shown.stderr
+    assert "# form: short  # chosen" in shown.stdout
+    file = tmp_path / "alpaca.yaml"
+    file.write_text(shown.stdout)
+    found = config.load_file(file)
+    assert (found.temperature, found.num, found.decontaminate) == (0.7, 52_000, ("a", "b"))
+    assert found.model_fields_set == {"temperature", "num", "decontaminate"}
+    again = run("config", "show", "-c", file, "--set", "teacher=gpt-5-mini").stdout
+    for line in (
+        "teacher: gpt-5-mini",
+        "# form: text  # chosen",
+        "# api: chat  # chosen",
+        "# concurrency: 32  # chosen",
+    ):
+        assert line in again.splitlines()
+    for text in ("", "form: null\nmax_requests: null\n"):
+        file.write_text(text)
+        assert config.load(None, {}, run_json(run, "config", "show", "-c", file)) == RunConfig()
+        file.write_text(run("config", "show", "-c", file).stdout)
+        assert config.load_file(file) == RunConfig()
+
+
+def test_a_file_that_config_show_wrote_serves_every_teacher(run: Any, tmp_path: Path) -> None:
+    file = tmp_path / "any.yaml"
+    file.write_text(run("config", "show", "--set", "num=5").stdout)
+    ended = run("generate", tmp_path / "out", "-c", file, "--teacher", "gpt-5-mini", "--dry-run", "--json")
+    settings = json.loads(ended.stdout)["settings"]
+    assert (settings["form"], settings["api"], settings["max_new_tokens"], settings["num"]) == ("text", "chat", 4000, 5)
+
+
+@pytest.mark.parametrize(
+    ("text", "flags", "endpoint"),
+    [
+        ("num: 5\n", ("--teacher", "gpt-5-mini"), ["http://here/v1"]),
+        ("teacher: my-model\n", (), ["http://here/v1"]),
+        ("teacher: my-model\nbase_url: []\n", (), ["http://here/v1"]),
+        ("teacher: my-model\nbase_url: http://there/v1\n", (), ["http://there/v1"]),
+        ("base_url: http://there/v1\n", ("--teacher", "gpt-5-mini"), ["http://there/v1"]),
+        ("teacher: my-model\n", ("--base-url", "http://flag/v1"), ["http://flag/v1"]),
+        ("teacher: local:smollm2\n", (), []),
+        ("num: 5\n", (), []),
+    ],
+)
+def test_openai_base_url_counts_wherever_a_remote_teacher_has_no_endpoint(
+    text: str, flags: tuple[str, ...], endpoint: list[str], run: Any, tmp_path: Path
+) -> None:
+    file = tmp_path / "c.yaml"
+    file.write_text(text)
+    start = ("generate", tmp_path / "out", "-c", file, *flags, "--dry-run", "--json")
+    ended = run(*start, OPENAI_BASE_URL="http://here/v1")
+    assert ended.returncode == 0, ended.stderr
+    assert json.loads(ended.stdout)["settings"]["base_url"] == endpoint
 
 
 def test_where_a_local_model_lies_is_not_its_identity() -> None:

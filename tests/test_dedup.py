@@ -19,7 +19,6 @@ from tasks import replay, task
 from teacher import Teacher
 
 from selfinstruct.dataset import tables
-from selfinstruct.errors import UsageError
 
 TEXTS = [
     "Name the three longest rivers of Portugal and say where each of them ends.",
@@ -95,6 +94,58 @@ def test_a_field_and_a_threshold_of_ones_own(run: Any, tmp_path: Path) -> None:
     assert [row["q"] for row in read(out)] == by_rouge_score(TEXTS, 0.4)
 
 
+CHINESE = "说出葡萄牙最长的三条河流。"
+BUTTONS = "🙂 → 🙃 !?"
+
+
+def test_texts_of_any_script_are_compared_by_words_of_that_script(run: Any, tmp_path: Path) -> None:
+    near = "说出葡萄牙最长的三条河流吧。"
+    file = write(tmp_path / "in.jsonl", [{"instruction": text} for text in (CHINESE, CHINESE, near, "写一封信。")])
+    ended = run("dedup", file, "-o", tmp_path / "out.jsonl", "--json")
+    assert [row["instruction"] for row in read(tmp_path / "out.jsonl")] == [CHINESE, "写一封信。"]
+    assert json.loads(ended.stdout)["tokenizer"] == "unicode"
+    assert "tokenizer: unicode (not all texts are ASCII" in ended.stderr
+    evals = write(tmp_path / "eval.jsonl", [{"instruction": near}])
+    ended = run("decontaminate", file, "--against", evals, "-o", tmp_path / "clean.jsonl", "--json")
+    assert [row["instruction"] for row in read(tmp_path / "clean.jsonl")] == ["写一封信。"]
+    assert json.loads(ended.stdout)["tokenizer"] == "unicode"
+
+
+@pytest.mark.parametrize("flags", [("--tokenizer", "rouge"), ("--tokenizer", "unicode"), ()])
+def test_equal_texts_are_doubles_also_without_a_single_token(flags: tuple[str, ...], run: Any, tmp_path: Path) -> None:
+    texts = [BUTTONS, BUTTONS, CHINESE, CHINESE, "", "", BUTTONS + "!"]
+    file, out = write(tmp_path / "in.jsonl", [{"instruction": text} for text in texts]), tmp_path / "out.jsonl"
+    ended = run("dedup", file, "-o", out, "--dropped", tmp_path / "why.jsonl", *flags)
+    assert ended.returncode == 0, ended.stderr
+    assert [row["instruction"] for row in read(out)] == [BUTTONS, CHINESE, "", "", BUTTONS + "!"]
+    why = [(row["row"], row["score"], row["because"]) for row in read(tmp_path / "why.jsonl")]
+    assert why == [(f"{file}:2", 1.0, f"{file}:1"), (f"{file}:4", 1.0, f"{file}:3")]
+    assert ("tokenizer:" in ended.stderr) == (not flags)
+    evals = write(tmp_path / "eval.jsonl", [{"instruction": text} for text in ("", BUTTONS, CHINESE)])
+    assert run("decontaminate", file, "--against", evals, "-o", out, *flags).returncode == 0
+    assert [row["instruction"] for row in read(out)] == ["", "", BUTTONS + "!"]
+
+
+def test_equal_texts_are_doubles_at_a_threshold_that_nothing_exceeds(run: Any, tmp_path: Path) -> None:
+    file = write(tmp_path / "in.jsonl", [*ROWS, *ROWS, {"instruction": TEXTS[4].upper()}])
+    ended = run("dedup", file, "-o", tmp_path / "out.jsonl", "--threshold", "1.0")
+    assert [row["instruction"] for row in read(tmp_path / "out.jsonl")] == [*TEXTS, TEXTS[4].upper()]
+    assert "tokenizer: rouge (all texts are ASCII" in ended.stderr
+
+
+@pytest.mark.parametrize(("language", "tokenizer"), [("pt", "unicode"), ("en", "rouge")])
+def test_a_dataset_is_judged_by_the_tokenizer_of_its_run(
+    language: str, tokenizer: str, run: Any, tmp_path: Path
+) -> None:
+    data, out = tmp_path / "data", tmp_path / "out.jsonl"
+    assert run("generate", data, "--teacher", "scripted", "--num", 12, "--language", language).returncode == 0
+    evals = write(tmp_path / "eval.jsonl", [{"instruction": CHINESE}])
+    for command in (("dedup", data), ("dedup", f"{data}@v1"), ("decontaminate", data, "--against", evals)):
+        ended = run(*command, "-o", out, "--json")
+        assert json.loads(ended.stdout)["tokenizer"] == tokenizer
+        assert f"tokenizer: {tokenizer} (as in the dataset's run" in ended.stderr
+
+
 def test_evaluation_tasks_are_kept_out_of_training_data(run: Any, tmp_path: Path) -> None:
     file = write(tmp_path / "train.jsonl", ROWS)
     evals = write(tmp_path / "eval.json", [{"prompt": TEXTS[1]}, {"prompt": "Nothing like it at all."}])
@@ -133,6 +184,17 @@ def test_a_run_keeps_drafts_away_from_evaluation_sets(
     assert "evaluation_sha256" in refused.stderr
 
 
+def test_a_dry_run_reads_the_evaluation_sets_too(run: Any, tmp_path: Path) -> None:
+    start = ("generate", tmp_path / "plan", "--teacher", "scripted", "--dry-run")
+    ended = run(*start, "--decontaminate", tmp_path / "missing.jsonl")
+    assert (ended.returncode, "missing.jsonl: no such file" in ended.stderr) == (2, True)
+    assert "4 tasks was read and judged: 4 kept" in run(*start).stdout
+    assert run("generate", tmp_path / "out", "--teacher", "scripted", "--num", 12).returncode == 0
+    first = next(row for row in read(tmp_path / "out") if row["request_no"] == 0)
+    evals = write(tmp_path / "eval.jsonl", [{"instruction": first["instruction"]}])
+    assert "4 tasks was read and judged: 3 kept" in run(*start, "--decontaminate", evals).stdout
+
+
 @pytest.mark.parametrize("other", ["out.jsonl", "in.jsonl", "sub/../out.jsonl"])
 def test_dropped_rows_are_not_written_over_the_kept_ones(other: str, run: Any, tmp_path: Path) -> None:
     file, before = write(tmp_path / "in.jsonl", ROWS), (tmp_path / "in.jsonl").read_bytes()
@@ -140,6 +202,34 @@ def test_dropped_rows_are_not_written_over_the_kept_ones(other: str, run: Any, t
     ended = run("dedup", file, "-o", tmp_path / "out.jsonl", "--dropped", tmp_path / other)
     assert (ended.returncode, "--dropped" in ended.stderr) == (2, True)
     assert (file.read_bytes(), (tmp_path / "out.jsonl").exists()) == (before, False)
+
+
+@pytest.mark.parametrize(
+    ("against", "output"),
+    [
+        ("eval.jsonl", "eval.jsonl"),
+        ("eval.jsonl", "sub/../eval.jsonl"),
+        ("link.jsonl", "eval.jsonl"),
+        ("link.jsonl", "link.jsonl"),
+        ("eval.jsonl", "link.jsonl"),
+        ("eval.jsonl", "folder/eval.jsonl"),
+        ("folder/link.jsonl", "eval.jsonl"),
+    ],
+)
+@pytest.mark.parametrize("option", ["-o", "--dropped"])
+def test_an_evaluation_set_is_not_written_over(
+    option: str, against: str, output: str, run: Any, tmp_path: Path
+) -> None:
+    file, evals = write(tmp_path / "in.jsonl", ROWS), write(tmp_path / "eval.jsonl", [{"text": TEXTS[0]}])
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "link.jsonl").symlink_to(evals)
+    (tmp_path / "folder").symlink_to(tmp_path)
+    before = evals.read_bytes()
+    more = () if option == "-o" else ("-o", tmp_path / "new.jsonl")
+    ended = run("decontaminate", file, "--against", tmp_path / against, option, tmp_path / output, *more)
+    if option == "-o" or (against, output) != ("eval.jsonl", "link.jsonl"):  # that link alone would be replaced
+        assert (ended.returncode, f"{option} {tmp_path / output}" in ended.stderr) == (2, True), ended.stderr
+    assert evals.read_bytes() == before
 
 
 @pytest.mark.parametrize(
@@ -195,18 +285,17 @@ def test_no_column_of_a_later_row_is_lost(target: str, run: Any, tmp_path: Path)
 
 @pytest.mark.parametrize("late", [{"note": "late"}, {"about": {"by": "me", "at": "home"}}])
 @pytest.mark.parametrize("target", [".csv", ".parquet"])
-def test_a_column_that_comes_too_late_for_the_first_line_is_refused(
+def test_a_column_that_comes_up_after_10_000_rows_has_its_place(
     late: dict[str, Any], target: str, tmp_path: Path
 ) -> None:
     rows: list[dict[str, Any]] = [{"text": str(n), "about": {"by": "me"}} for n in range(10_000)]
     out = tmp_path / f"out{target}"
-    if target == ".csv" and "about" in late:
-        assert tables.write(out, [*rows, {**rows[0], **late}]) == 10_001
-        return
-    with pytest.raises(UsageError, match=r"row 10001 .*(note|about\.at)") as caught:
-        tables.write(out, [*rows, {**rows[0], **late}])
-    assert ".jsonl" in caught.value.hint
-    assert not list(tmp_path.iterdir())
+    tables.write(out, [*rows, {**rows[0], **late}])
+    found = read(out)
+    assert (len(found), list(found[0])) == (10_001, list(found[-1]))
+    for name, value in late.items():
+        assert found[-1][name] == (json.dumps(value) if target == ".csv" and name == "about" else value)
+    assert [path.name for path in tmp_path.iterdir()] == [out.name]
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Every bash and python block of the documentation runs, in order, against a local teacher."""
+"""Every bash and python block of the documentation runs, in order, against a local teacher, and leaves rows."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ from pathlib import Path
 import pytest
 from tasks import by_prompt
 from teacher import Teacher
+
+from selfinstruct.dataset import tables
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [page for page in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))) if page.exists()]
@@ -40,6 +42,10 @@ def test_every_block_runs(
         start = ["bash", "-euc", text] if language == "bash" else [sys.executable, "-c", text]
         ended = subprocess.run(start, env=env, cwd=tmp_path, capture_output=True, text=True, timeout=100)
         assert ended.returncode == 0, f"{page.name}:\n{block}\n{ended.stderr}"
+    for written in (path for path in tmp_path.iterdir() if path.suffix in tables.FORMATS):
+        assert any(True for _ in tables.read(written)) or written.name == "why.jsonl", f"{written.name} holds no row"
+    if page.name == "README.md":
+        assert {"new.jsonl", "clean.parquet", "masked.jsonl"} <= {path.name for path in tmp_path.iterdir()}
 
 
 def test_the_map_names_files_that_exist() -> None:

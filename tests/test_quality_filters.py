@@ -37,6 +37,8 @@ INSTRUCTIONS = [
     ("pt", "foreign_start", "→ escreva uma frase curta", "¿Como se traduz “hola” para o português?"),
     ("pt", "forbidden_word", "Analise o gráfico de vendas abaixo.", "Analise a caligrafia do poema antigo."),
     ("pt", "forbidden_word", "Analise o GRAFICO de vendas abaixo.", "Escreva sobre o mapeamento genético."),
+    ("pt", "forbidden_word", "Resuma o ficheiro em anexo.", "Explique como trabalha um fichário escolar."),
+    ("pt", "forbidden_word", "Resuma os Ficheiros em anexo.", "Escreva a ficha de um livro."),
     ("pt", "forbidden_word", "Descreva as imagens da exposição.", "Descreva o imaginário do sertão."),
     ("pt", "forbidden_word", "Ouça a música e resuma.", "Conte a vida de um músico de rua."),
     ("pt", "forbidden_word", "Desenhe um mapa da cidade.", "Explique o que é um arquivista faz."),
@@ -52,14 +54,24 @@ def test_a_rule_on_instructions_turns_down_the_bad_and_not_the_good(code: str, r
 
 
 @pytest.mark.parametrize(
-    "output", ["", "<nooutput>", "No output", "N/A", "none.", "[No Input]", "NULL", "Sem saída", "无输出"]
+    "output",
+    ["", "<nooutput>", "No output", "N/A", "none.", "[No Input]", "NULL", "Sem saída", "Nada.", "Nenhuma", "无输出"],
 )
 def test_an_answer_that_is_none_is_turned_down(output: str) -> None:
     assert RULES["no_output"](draft(output=output), EN)
 
 
 @pytest.mark.parametrize(
-    "output", ["0", "No", "None of them is.", "Nothing compares to you", "No output was logged that day", "Negative"]
+    "output",
+    [
+        "0",
+        "No",
+        "None of them is.",
+        "Nothing compares to you",
+        "No output was logged that day",
+        "Nenhuma delas.",
+        "Não",
+    ],
 )
 def test_a_short_answer_that_answers_passes(output: str) -> None:
     assert RULES["no_output"](draft(output=output), EN) == ""
@@ -108,8 +120,6 @@ def test_headings_and_plain_labels_are_no_leak(text: str) -> None:
 @pytest.mark.parametrize(
     "output",
     [
-        "It was signed on the first of March 20",
-        "The war ended in November 17, 20",
         "The total cost of the order is $",
         "He said that he would come and",
         "There are three kinds of them: red, blue,",
@@ -133,16 +143,13 @@ def test_an_answer_that_was_cut_is_turned_down(output: str) -> None:
         "```python\nprint(1)\n```",
         "Dear all,\nthank you very much for this.\nSincerely,",
         "It costs about five US$",
+        "The answer to the sum is 20",
+        "O resultado da conta é 20",
+        "A reunião é no dia 20",
     ],
 )
 def test_a_finished_answer_passes(output: str) -> None:
     assert RULES["unfinished"](draft(output=output), EN) == ""
-
-
-def test_a_word_and_20_at_the_end_of_a_sentence_count_as_a_year_that_was_cut() -> None:
-    assert RULES["unfinished"](draft(output="4 times 5 is equal to 20"), EN)  # the price: a full stop is missing here
-    assert RULES["unfinished"](draft(output="4 times 5 is equal to 20."), EN) == ""
-    assert RULES["unfinished"](draft(output="4 times 5 = 20"), EN) == ""
 
 
 def test_portuguese_answers_that_end_in_an_article_are_unfinished() -> None:
@@ -161,6 +168,9 @@ def test_portuguese_answers_that_end_in_an_article_are_unfinished() -> None:
         "None",
         "<sem entrada>",
         "Não há entrada.",
+        "Não aplicável",
+        "(vazio)",
+        "Sem input.",
         "无输入",
     ],
 )
@@ -209,5 +219,5 @@ def test_the_rules_find_in_the_52k_what_was_counted_by_hand_and_nothing_else() -
         mended = repair(draft(**row))
         repairs.update(mended.repairs)
         failures[first_failure(mended, EN, tuple(RULES))[0]] += 1
-    assert failures == {"": 52_002 - 241, "leak": 38, "no_output": 90, "unfinished": 60, "echo": 53}
+    assert failures == {"": 52_002 - 200, "leak": 38, "no_output": 90, "unfinished": 19, "echo": 53}
     assert repairs == {"no_input": 666, "control_characters": 2}

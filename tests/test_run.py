@@ -15,7 +15,7 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 from tasks import by_prompt, replay, task
-from teacher import Reply, Teacher
+from teacher import Reply, Teacher, prompt_of
 
 Start = Callable[..., Teacher]
 
@@ -69,6 +69,24 @@ def test_rows_do_not_depend_on_concurrency(run: Any, teacher: Start, tmp_path: P
         found.append(parquet_bytes(out))
     assert found[0]
     assert found[0] == found[1] == found[2]
+
+
+def test_a_run_that_was_stopped_for_a_while_pays_nothing_twice(
+    command: list[str], environment: dict[str, str], teacher: Start, tmp_path: Path
+) -> None:
+    server = teacher(by_prompt(), delay=0.6)
+    arguments = ["generate", str(tmp_path / "out"), "--teacher", "mock", "--base-url", server.url, "--num", "60"]
+    child = subprocess.Popen(
+        [*command, *arguments, "--timeout", "2", "--concurrency", "4"], env=environment, stderr=subprocess.DEVNULL
+    )
+    while len(server.requests) < 6 and child.poll() is None:
+        time.sleep(0.01)
+    child.send_signal(signal.SIGSTOP)  # as Ctrl-Z does
+    time.sleep(3.5)
+    child.send_signal(signal.SIGCONT)
+    assert child.wait(60) == 0
+    prompts = [prompt_of(body) for body in server.requests]
+    assert len(prompts) == len(set(prompts))
 
 
 @pytest.mark.parametrize("strike", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
@@ -325,5 +343,8 @@ def test_a_profiled_version_says_how_near_each_row_is_as_rouge_score_does(
         assert [near["score"] for near in row["most_similar"]] == sorted(scores, reverse=True)[:10]
         before.append((row["id"], row["instruction"]))
     assert load_dataset(str(out), split="train")[0]["most_similar"][0]["score"] >= 0
+    card = (out / "README.md").read_text()
+    assert all(f"`{column}`" in card for column in rows[0])
     assert run("publish", out, "--no-profile").returncode == 0
     assert "similarity" not in rows_of(out, "v2")[0]
+    assert "`similarity`" not in (out / "README.md").read_text()

@@ -54,6 +54,20 @@ def test_a_good_file_is_read_whole(name: str, tmp_path: Path) -> None:
     assert len({t.task_id for t in tasks}) == 2
 
 
+@pytest.mark.parametrize(
+    ("lines", "said"),
+    [
+        ((line(id="a"), line(id="a")), ":2: id 'a' was used on line 1; give"),
+        ((line(), line(id="seed_task_0")), ":2: id 'seed_task_0' is what line 1, which has none, is called; give"),
+        ((line(id="seed_task_1"), line()), ":2: has no id, and the one that it would get, 'seed_task_1', was used on"),
+    ],
+)
+def test_an_id_twice_is_told_by_what_stands_in_the_lines(lines: tuple[str, str], said: str, tmp_path: Path) -> None:
+    _, problems = read(written(tmp_path, "\n".join(lines)))
+    assert len(problems) == 1
+    assert said in problems[0]
+
+
 BAD_LINES = {
     "broken JSON": ('{"instruction": "a', "not JSON"),
     "not JSON": ("instruction: a", "not JSON"),

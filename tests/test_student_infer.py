@@ -10,6 +10,8 @@ import pytest
 pytest.importorskip("torch", reason="the student room needs torch")
 pytest.importorskip("transformers", reason="the student room needs transformers")
 
+from safetensors import safe_open
+from safetensors.numpy import save_file
 from student_tiny import tiny_model, write_rows
 
 from selfinstruct.errors import DamagedFile, EnvironmentFault, IdentityError, OutputError, UsageError
@@ -17,6 +19,7 @@ from selfinstruct.student import answers, infer_plan, questions, weights
 from selfinstruct.student.infer import InferOptions, Outcome, infer
 from selfinstruct.student.memory import CARDS, LLAMA_7B
 from selfinstruct.student.questions import Question
+from selfinstruct.student.source import locate
 
 SHORT = InferOptions(max_new_tokens=6)
 
@@ -92,9 +95,63 @@ def test_answers_to_other_questions_are_not_destroyed(folder: Path, tmp_path: Pa
     out = tmp_path / "out.jsonl"
     answer(folder, out, [Question(0, "first"), Question(1, "second")])
     before = out.read_bytes()
-    with pytest.raises(IdentityError, match="2 answers to other questions"):
+    with pytest.raises(IdentityError, match="2 answers to rows"):
         answer(folder, out, [Question(0, "quite another")])
     assert out.read_bytes() == before
+
+
+def test_answers_to_rows_that_are_not_asked_any_more_are_not_destroyed(folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out.jsonl"
+    rows = questions.read(str(write_rows(tmp_path / "rows.jsonl", 4)))
+    answer(folder, out, rows)
+    before = out.read_bytes()
+    with pytest.raises(IdentityError, match="1 answers to rows"):
+        answer(folder, out, rows[:3])
+    assert out.read_bytes() == before
+
+
+@pytest.mark.parametrize("content", ['{"my": "notes"}', "notes", '{"row"', "{", '\n{"row": 1', '{"row": 0}\nnotes'])
+def test_a_file_without_a_line_end_is_not_cut_unless_it_is_ours(folder: Path, tmp_path: Path, content: str) -> None:
+    out = tmp_path / "out.jsonl"
+    out.write_text(content)
+    ours = '{"row": '.startswith(content) or content.startswith('{"row": ')
+    if ours and "\n" not in content:
+        assert answer(folder, out, [Question(0, "hello")]).answered == 1
+    else:
+        with pytest.raises((DamagedFile, IdentityError)):
+            answer(folder, out, [Question(0, "hello")])
+        assert out.read_text() == content
+
+
+@pytest.mark.parametrize(("name", "planted"), [("a.jsonl", ".a.jsonl.tmp"), ("b.parquet", ".b.parquet.tmp"),
+                                               ("c.parquet", "c.parquet.partial.jsonl")])  # fmt: skip
+def test_a_planted_link_is_not_followed(folder: Path, tmp_path: Path, name: str, planted: str) -> None:
+    victim = tmp_path / "victim"
+    victim.write_text("precious")
+    (tmp_path / planted).symlink_to(victim)
+    answer(folder, tmp_path / name, [Question(0, "hello")])
+    assert victim.read_text() == "precious"
+    assert not (tmp_path / name).is_symlink()
+
+
+def test_a_model_that_was_trained_anew_or_ends_otherwise_is_another(tmp_path: Path) -> None:
+    model = tiny_model(tmp_path / "tiny", hidden_size=256, intermediate_size=768, num_hidden_layers=3)
+    weights_file = model / "model.safetensors"
+    assert weights_file.stat().st_size > 5 << 20  # a sample is read
+    before, files = locate(str(model)).fingerprint(), locate(str(model)).weights()
+    with safe_open(weights_file, framework="np") as opened:
+        names = [name for name in opened.keys() if "layers.1.mlp" in name]  # noqa: SIM118
+        tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+    assert len(names) == 3
+    for name in names:
+        save_file({**tensors, name: tensors[name] + 0.01}, weights_file, metadata={"format": "pt"})
+        assert locate(str(model)).weights() != files
+    save_file(tensors, weights_file, metadata={"format": "pt"})
+    assert locate(str(model)).fingerprint() == before
+    settings = model / "generation_config.json"
+    settings.write_text(json.dumps({**json.loads(settings.read_text()), "eos_token_id": 5}))
+    assert locate(str(model)).weights() == files
+    assert locate(str(model)).fingerprint() != before
 
 
 def test_vllm_gets_the_end_tokens_of_the_models_settings(tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from selfinstruct.student import fits
-from selfinstruct.student.memory import CARDS, CONTEXT, LLAMA_7B, choose, predict
+from selfinstruct.student.memory import CARDS, CONTEXT, LLAMA_7B, Shape, choose, predict
 from selfinstruct.student.recipes import recipe
 
 
@@ -87,7 +87,21 @@ def test_the_plan_tells_the_truth_about_a_12_gb_card() -> None:
     assert " 12 GB  full    does not fit" in text
     assert " 12 GB  lora    does not fit" in text
     assert "QLoRA from 6." in text
+    assert "on, nothing else." in text
+    assert "never the model" in text
     assert fits.least(LLAMA_7B, "qlora", recipe(None, "qlora")).total < 8 * 2**30
+
+
+def test_what_a_12_gb_card_trains_is_what_the_table_says() -> None:
+    small = Shape(30, 576, 1536, 9, 3, 64, 49152, tied=True)
+    text = fits.as_text("SmolLM2-135M", small, recipe(None, "full"))
+    assert " 12 GB  full    does not fit" not in text
+    assert all(f"{name} from 1." in text or f"{name} from 2." in text for name in ("full", "LoRA", "QLoRA"))
+    assert "nothing else" not in text
+    assert "holds the weights, also whole in fp32: 0.5 GB" in text
+    assert "the model too: 0.1 GB in 4 bit" in text
+    large = Shape(80, 8192, 28672, 64, 8, 128, 128256)
+    assert "Training: nothing fits." in fits.as_text("70B", large, recipe("alpaca-7b"))
 
 
 def test_a_plan_tells_what_tensors_take_from_what_the_card_must_hold() -> None:

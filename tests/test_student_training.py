@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,12 +17,13 @@ pytest.importorskip("transformers", reason="the student needs the train extra")
 import numpy as np
 from student_tiny import tiny_config, tiny_model, tiny_tokenizer, write_rows
 
-from selfinstruct.errors import EnvironmentFault, IdentityError, MissingPackage, UsageError
+from selfinstruct.errors import EnvironmentFault, IdentityError, MissingPackage, ModelFileError, UsageError
 from selfinstruct.student import adapters, attention, batches, checkpoint, finetune
 from selfinstruct.student.assembly import announce, assemble
 from selfinstruct.student.examples import read
 from selfinstruct.student.ledger import Outcome
 from selfinstruct.student.loss import labelled_loss
+from selfinstruct.student.merge import merge
 from selfinstruct.student.optimizer import AdamSettings, SplitAdamW, learning_rate
 from selfinstruct.student.parallel import Group
 from selfinstruct.student.prepare import prepare
@@ -254,6 +256,20 @@ def test_adapters_that_would_not_learn_are_refused_before_the_run_is_written(
     # The same folder takes the run once the name is mended.
     mended = replace(chosen, lora_targets=("self_attn.q_proj", "v_proj"), lora_rank=4)
     assert train(rows, model, tmp_path / "run", mended, replace(CPU, max_steps=1)).step == 1
+
+
+def test_an_adapter_is_not_merged_into_another_model_in_the_place_of_its_base(
+    rows: Path, model: Path, tmp_path: Path
+) -> None:
+    pytest.importorskip("peft")
+    base = Path(shutil.copytree(model, tmp_path / "base"))
+    train(rows, base, tmp_path / "run", replace(RECIPE, method="lora", lora_rank=4))
+    merge(str(tmp_path / "run"), tmp_path / "merged")
+    other = tiny_model(tmp_path / "other", seed=9)
+    shutil.copyfile(other / "model.safetensors", base / "model.safetensors")
+    with pytest.raises(ModelFileError, match="trained on other weights"):
+        merge(str(tmp_path / "run"), tmp_path / "wrong")
+    assert not (tmp_path / "wrong").exists()
 
 
 def test_a_damaged_checkpoint_is_told(rows: Path, model: Path, tmp_path: Path) -> None:

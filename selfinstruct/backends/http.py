@@ -7,7 +7,6 @@ else; retries live in ``retry.py``. Texts of servers are shown cut, printable an
 
 from __future__ import annotations
 
-import asyncio
 import json
 import time
 from collections.abc import Mapping
@@ -20,11 +19,14 @@ import openai
 
 from selfinstruct.backends.base import is_loopback, scrub
 from selfinstruct.backends.body import limit_body
+from selfinstruct.backends.deadline import awake_timeout
 from selfinstruct.backends.faults import fault_of_connection, fault_of_error, fault_of_status
 from selfinstruct.backends.redact import Redactor
 from selfinstruct.errors import PromptRefused, SelfInstructError, TransientFault, UnusableAnswer
 from selfinstruct.records import Completion, Finish, Prompt
 
+# Our own deadline does the rest: the client's would not know whether this process was awake.
+_PATIENT = httpx2.Timeout(None, connect=15.0)
 _PATHS = {"chat": "/chat/completions", "completions": "/completions"}
 _FINISH: dict[str, Finish] = {"length": "length", "max_tokens": "length", "content_filter": "refused"}  # else "stop"
 _BROKEN_OFF = frozenset(("error", "abort", "aborted", "cancelled", "canceled", "timeout"))
@@ -73,12 +75,12 @@ class HttpBackend:
             api_key=api_key or "none",  # the client insists; a local server ignores it
             organization=None,
             max_retries=0,
-            timeout=timeout,
+            timeout=_PATIENT,
             default_headers={"Accept-Encoding": "identity"},
             http_client=openai.DefaultAioHttpClient(
                 follow_redirects=False,
                 trust_env=not is_loopback(base_url),  # no proxy of the environment gets to see what stays here
-                timeout=httpx2.Timeout(timeout, connect=min(timeout, 15.0)),
+                timeout=_PATIENT,
                 limits=httpx2.Limits(max_connections=max_in_flight + 8, max_keepalive_connections=max_in_flight),
                 event_hooks={"request": [self._keep_ours], "response": [limit_body]},
             ),
@@ -135,7 +137,7 @@ class HttpBackend:
         """One POST; the decoded JSON object, or an error of ours. This is the border: nothing else gets out."""
         start = time.monotonic()
         try:
-            async with asyncio.timeout(self._timeout):
+            async with awake_timeout(self._timeout):
                 response = await self._client.post(_PATHS[self._api], body=body, cast_to=httpx2.Response)
         except openai.APIStatusError as error:
             raise fault_of_status(self.host, error.response, self._model, self._quote) from None

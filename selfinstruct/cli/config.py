@@ -14,10 +14,13 @@ app = typer.Typer(help="Show settings.", no_args_is_help=True, rich_markup_mode=
 
 @app.command(epilog="Example:\n\n  selfinstruct config show --config my.yaml --set temperature=0.7")
 def show(config: options.Config = None, set_: options.Set = None, json: options.Json = False) -> None:
-    """Print the settings that a run would have: defaults, file, SELFINSTRUCT_* variables and flags put together."""
+    """Print the settings of file, SELFINSTRUCT_* variables and flags put together: a file for --config.
+
+    What nobody gave stands there as a comment (with --json: as null, where the teacher decides).
+    """
     with errors_shown(as_json=json):
         found = options.settings(config, {}, set_)
-        result(json_format.dumps(found.model_dump(mode="json")) if json else found.to_yaml().rstrip())
+        result(json_format.dumps(found.to_given()) if json else found.to_given_yaml().rstrip())
 
 
 @app.command()

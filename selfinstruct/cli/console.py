@@ -36,7 +36,7 @@ def result(text: str) -> None:
 
 
 def result_json(value: Any) -> None:
-    """The command's result for programs: one JSON object on standard output."""
+    """The command's result for programs: one line of JSON on standard output."""
     print(json.dumps(value, ensure_ascii=True), flush=True)
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from selfinstruct.cli import options
-from selfinstruct.cli.console import errors_shown, result, result_json
+from selfinstruct.cli.console import errors_shown, result, result_json, say
 
 if TYPE_CHECKING:
     from selfinstruct.dataset.dedup import Report
@@ -25,7 +25,13 @@ File = Annotated[
 Output = Annotated[Path, typer.Option("--output", "-o", metavar="OUT", help="File to write; its name says the format.")]
 Field = Annotated[str | None, typer.Option(help="Field to compare [instruction, prompt, question, text or input].")]
 Threshold = Annotated[float, typer.Option(help="Highest ROUGE-L of a row that stays.")]
-Tokenizer = Annotated[str, typer.Option(help="rouge (as rouge_score, for English) or unicode (all scripts).")]
+Tokenizer = Annotated[
+    str | None,
+    typer.Option(
+        help="rouge (as rouge_score, for English) or unicode (all scripts) "
+        "[a dataset: its run's; else unicode, if a text is not ASCII]."
+    ),
+]
 DroppedFile = Annotated[
     Path | None, typer.Option("--dropped", metavar="FILE", help="Write every dropped row, its score and its double.")
 ]
@@ -44,7 +50,7 @@ def dedup(
     output: Output,
     field: Field = None,
     threshold: Threshold = 0.7,
-    tokenizer: Tokenizer = "rouge",
+    tokenizer: Tokenizer = None,
     dropped: DroppedFile = None,
     json: options.Json = False,
 ) -> None:
@@ -52,11 +58,12 @@ def dedup(
     with errors_shown(as_json=json):
         from selfinstruct.dataset import dedup as work
 
-        index = _index(threshold, tokenizer)
+        index, of_run = _index(threshold, tokenizer, file)
         _check_dropped(dropped, output, file)
         with _Bar(file) as bar:
             report = work.dedup(file, output, field=field, index=index, watch=bar.show)
-        _finish(report, output, dropped, index, as_json=json)
+        words = _chosen(report, tokenizer, of_run)
+        _finish(report, output, dropped, index, words, as_json=json)
 
 
 def decontaminate(
@@ -65,7 +72,7 @@ def decontaminate(
     output: Output,
     field: Field = None,
     threshold: Threshold = 0.7,
-    tokenizer: Tokenizer = "rouge",
+    tokenizer: Tokenizer = None,
     dropped: DroppedFile = None,
     json: options.Json = False,
 ) -> None:
@@ -73,39 +80,72 @@ def decontaminate(
     with errors_shown(as_json=json):
         from selfinstruct.dataset import dedup as work
 
-        index = _index(threshold, tokenizer)
+        index, of_run = _index(threshold, tokenizer, file)
+        _check_output(output, against)
         _check_dropped(dropped, output, file, *against)
         with _Bar(file) as bar:
             report = work.decontaminate(file, output, against, field=field, index=index, watch=bar.show)
-        _finish(report, output, dropped, index, as_json=json)
+        words = _chosen(report, tokenizer, of_run)
+        _finish(report, output, dropped, index, words, as_json=json)
 
 
-def _index(threshold: float, tokenizer: str) -> RougeLIndex:
+def _index(threshold: float, tokenizer: str | None, file: Path) -> tuple[RougeLIndex, str | None]:
+    """An empty index, and the tokenizer of the run that made the file, if that counts.
+
+    Where nothing says another, "unicode" serves both defaults: on ASCII texts its tokens are those of "rouge". So the
+    file need not be read once more to choose.
+    """
+    from selfinstruct.dataset.dedup import tokenizer_of
     from selfinstruct.errors import UsageError
     from selfinstruct.novelty.index import RougeLIndex
 
+    of_run = None if tokenizer else tokenizer_of(file)
     try:
-        return RougeLIndex(threshold, tokenizer)
+        return RougeLIndex(threshold, tokenizer or of_run or "unicode"), of_run
     except ValueError as error:
         raise UsageError(str(error), hint="see --help") from None
+
+
+def _chosen(report: Report, given: str | None, of_run: str | None) -> str:
+    """The name of the tokenizer that was used; one that nobody named is told."""
+    if given:
+        return given
+    name = of_run or ("rouge" if report.is_ascii else "unicode")
+    why = (
+        "as in the dataset's run" if of_run else f"{'all texts are' if report.is_ascii else 'not all texts are'} ASCII"
+    )
+    say(f"tokenizer: {name} ({why}; --tokenizer names another)")
+    return name
 
 
 def _check_dropped(dropped: Path | None, *others: Path) -> None:
     """UsageError when the dropped rows would be written over a file that the command reads or writes."""
     from selfinstruct.errors import UsageError
 
-    def place(path: Path) -> Path:
-        return path.parent.resolve() / path.name  # a link is replaced, not followed
-
-    if dropped and place(dropped) in map(place, others):
+    if dropped and _place(dropped) in {name for other in others for name in (_place(other), other.resolve())}:
         raise UsageError(f"--dropped {dropped}: is another file of this command", hint="name a file of its own")
 
 
-def _finish(report: Report, output: Path, dropped: Path | None, index: RougeLIndex, *, as_json: bool) -> None:
-    from selfinstruct.dataset import tables
+def _check_output(output: Path, against: list[Path]) -> None:
+    """UsageError when the output is an evaluation set, by its own name or through links on either side."""
+    from selfinstruct.errors import UsageError
+
+    for path in against:
+        if {_place(output), output.resolve()} & {_place(path), path.resolve()}:
+            raise UsageError(f"-o {output}: is the evaluation set {path}", hint="name a file of its own")
+
+
+def _place(path: Path) -> Path:
+    return path.parent.resolve() / path.name  # a link is replaced, not followed
+
+
+def _finish(
+    report: Report, output: Path, dropped: Path | None, index: RougeLIndex, tokenizer: str, *, as_json: bool
+) -> None:
+    from selfinstruct.dataset.dedup import write_dropped
 
     if dropped:
-        tables.write(dropped, (row.as_dict() for row in report.dropped))
+        write_dropped(dropped, report)
     if as_json:
         result_json(
             {
@@ -114,7 +154,7 @@ def _finish(report: Report, output: Path, dropped: Path | None, index: RougeLInd
                 "kept": report.kept,
                 "dropped": len(report.dropped),
                 "engine": index.engine,
-                "tokenizer": index.tokenizer,
+                "tokenizer": tokenizer,
                 "because": [row.as_dict() for row in report.dropped[:_IN_JSON]],
             }
         )

@@ -22,13 +22,19 @@ if TYPE_CHECKING:
 
 _EXAMPLES = """Examples:
 
-  selfinstruct finetune outputs/first --model models/llama-7b -o runs/alpaca --recipe alpaca-7b
+  \b
+  selfinstruct finetune outputs/first --model models/llama-7b \\
+      -o runs/alpaca --recipe alpaca-7b
 
-  selfinstruct finetune rows.jsonl --model HuggingFaceTB/SmolLM2-135M --method lora -o runs/lora
+  \b
+  selfinstruct finetune rows.jsonl --model HuggingFaceTB/SmolLM2-135M \\
+      -o runs/lora --method lora
 
   selfinstruct finetune --plan --model models/llama-7b
 
-  torchrun --nproc-per-node 2 $(which selfinstruct) finetune outputs/first --model models/llama-7b -o runs/two"""
+  \b
+  torchrun --nproc-per-node 2 $(which selfinstruct) \\
+      finetune outputs/first --model models/llama-7b -o runs/two"""
 
 
 Rows = Annotated[
@@ -102,8 +108,7 @@ def finetune(
 
         named = {"template": template, "epochs": epochs, "batch": batch, "lr": lr, "max_length": max_length,
                  "hold_out": hold_out, "lora_rank": lora_rank, "seed": seed}  # fmt: skip
-        flags = {name: value for name, value in named.items() if value is not None}
-        chosen = recipes.recipe(recipe, method, **{**options.assigned(settings), **flags})
+        chosen = recipes.recipe(recipe, method, **{**options.assigned(settings), **options.given(named)})
         if plan:
             return _plan(model, chosen, as_json=json)
         if not (data and model and run):

@@ -23,9 +23,13 @@ _EXAMPLES = """Examples:
 
   selfinstruct generate outputs/first --num 20
 
-  selfinstruct generate outputs/gpt --teacher gpt-5-mini --num 1000 --max-requests 200
+  \b
+  selfinstruct generate outputs/gpt --teacher gpt-5-mini \\
+      --num 1000 --max-requests 200
 
-  selfinstruct generate outputs/mine --teacher my-model --base-url http://localhost:8000/v1"""
+  \b
+  selfinstruct generate outputs/mine --teacher my-model \\
+      --base-url http://localhost:8000/v1"""
 
 
 def register(app: typer.Typer) -> None:
@@ -93,15 +97,15 @@ def generate(
 
 def resume(
     out: options.Out,
-    num: options.Num = None,
+    num: options.NumAgain = None,
     base_url: options.BaseUrl = None,
-    api_key_env: options.ApiKeyEnv = None,
-    concurrency: options.Concurrency = None,
-    timeout: options.Timeout = None,
+    api_key_env: options.ApiKeyEnvAgain = None,
+    concurrency: options.ConcurrencyAgain = None,
+    timeout: options.TimeoutAgain = None,
     max_requests: options.MaxRequests = None,
     max_tokens: options.MaxTokens = None,
     max_minutes: options.MaxMinutes = None,
-    min_acceptance: options.MinAcceptance = None,
+    min_acceptance: options.MinAcceptanceAgain = None,
     profile: options.Profile = None,
     forget_damaged: Annotated[
         bool,
@@ -113,7 +117,7 @@ def resume(
     """Go on with the run in OUT as it began; no answer in its journal is asked for again."""
     named = {name: value for name, value in locals().items() if name not in ("out", "forget_damaged", "set_", "json")}
     with errors_shown(as_json=json):
-        flags = {**options.assigned(set_), **{name: value for name, value in named.items() if value is not None}}
+        flags = {**options.assigned(set_), **options.given(named)}
         from selfinstruct.run import folder
 
         folder.require_run(out)
@@ -232,6 +236,7 @@ def _dry_run(config: RunConfig, *, as_json: bool) -> None:
     from selfinstruct.run.session import gate_of, method_of
 
     seeds = seed_files.load(Path(config.seeds) if config.seeds else seed_files.bundled(config.language))
+    evaluation = _evaluation_of(config)
     method = method_of(config)
     pool = Pool(seeds)
     prompt = method.opening(0, pool.view(0), random.Random(f"{config.seed}/0"))
@@ -239,7 +244,7 @@ def _dry_run(config: RunConfig, *, as_json: bool) -> None:
     import asyncio
 
     reading = method.parse(prompt, asyncio.run(invented().complete(prompt)))
-    gate = gate_of(config, method, seeds)
+    gate = gate_of(config, method, seeds, evaluation)
     verdicts = [gate.judge(draft)[1] for draft in reading.drafts]
     requests = -(-config.num // method.tasks_per_request)
     if as_json:

@@ -35,7 +35,9 @@ _EXAMPLES = """Examples:
 
   selfinstruct infer outputs/run --input questions.jsonl -o answers.jsonl
 
-  selfinstruct infer outputs/merged --input outputs/alpaca@v2 -o answers.parquet --temperature 0.7
+  \b
+  selfinstruct infer outputs/merged --input outputs/alpaca@v2 \\
+      -o answers.parquet --temperature 0.7
 
   selfinstruct infer outputs/merged --plan"""
 
@@ -76,6 +78,8 @@ def infer(
 
         if input is None or out is None:
             raise UsageError("--input and -o are needed", hint="selfinstruct infer MODEL --input FILE -o answers.jsonl")
+        if Path(input).resolve() == out.resolve():
+            raise UsageError(f"-o {out} is the input", hint="name another file for the answers")
         from selfinstruct.student import questions
         from selfinstruct.student.packages import require_packages
 

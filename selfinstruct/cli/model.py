@@ -31,11 +31,11 @@ _EXAMPLES = """Examples:
 def pull(name: Name, json: options.Json = False) -> None:
     """Fetch a model into the cache ($SELFINSTRUCT_MODELS, else ~/.cache/selfinstruct/models) and check it."""
     with errors_shown(as_json=json):
-        from selfinstruct.servers import models
+        from selfinstruct.servers import downloads
 
         bar = _DownloadBar()
         try:
-            path = models.pull(name, on_progress=bar.show)
+            path = downloads.pull(name, on_progress=bar.show)
         finally:
             bar.close()
         if json:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 _PREFIX, _OTHER_VARIABLES = "SELFINSTRUCT_", {"MODELS", "SERVE_TOKEN"}  # the others are of other commands
 
 Out = Annotated[Path, typer.Argument(metavar="OUT", help="Folder of the dataset, for example outputs/alpaca.")]
-Json = Annotated[bool, typer.Option("--json", help="Print the result as one JSON object.")]
+Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON, in one line.")]
 Teacher = Annotated[
     str | None,
     typer.Option(
@@ -39,6 +39,19 @@ MinAcceptance = Annotated[
     float | None, typer.Option(help="Stop when a smaller share of the last tasks is accepted [0.01].")
 ]
 Timeout = Annotated[float | None, typer.Option(help="Seconds for one attempt of a request, all in all [300].")]
+# The same for a run that goes on, whose defaults are its own: what it began with, or was last told.
+_RECORDED = "[as recorded]"
+NumAgain = Annotated[int | None, typer.Option("--num", "-n", help=f"Rows to reach {_RECORDED}.")]
+ApiKeyEnvAgain = Annotated[
+    str | None, typer.Option(metavar="NAME", help=f"Environment variable that holds the key {_RECORDED}.")
+]
+ConcurrencyAgain = Annotated[int | None, typer.Option(help=f"Requests in flight {_RECORDED}.")]
+TimeoutAgain = Annotated[
+    float | None, typer.Option(help=f"Seconds for one attempt of a request, all in all {_RECORDED}.")
+]
+MinAcceptanceAgain = Annotated[
+    float | None, typer.Option(help=f"Stop when a smaller share of the last tasks is accepted {_RECORDED}.")
+]
 Profile = Annotated[
     bool | None,
     typer.Option("--profile/--no-profile", help="Publish how near each row is to the seeds and earlier rows."),
@@ -55,11 +68,8 @@ def settings(file: Path | None, flags: dict[str, Any], assignments: list[str] | 
     environment = dict(os.environ)
     _tell_of_unknown_variables(environment)
     with keys.concealed(environment):
-        given = {**assigned(assignments), **{name: value for name, value in flags.items() if value is not None}}
-    endpoint = environment.get("OPENAI_BASE_URL", "").strip()
-    if endpoint and "SELFINSTRUCT_BASE_URL" not in environment and _asks_openai(given, file, environment):
-        environment["SELFINSTRUCT_BASE_URL"] = endpoint
-    return built(file, environment, given)
+        said = {**assigned(assignments), **given(flags)}
+    return built(file, environment, said)
 
 
 def built(file: Path | None, environment: dict[str, str], given: dict[str, Any]) -> RunConfig:
@@ -69,6 +79,12 @@ def built(file: Path | None, environment: dict[str, str], given: dict[str, Any])
 
     with keys.concealed(os.environ, given.get("api_key_env")):
         found = config.load(file, environment, given)
+        if _asks_openai(found, environment):
+            found = config.load(
+                None,  # once is enough: a pipe cannot be read again
+                {"SELFINSTRUCT_BASE_URL": environment["OPENAI_BASE_URL"]},
+                found.model_dump(exclude_unset=True, exclude={"base_url"}),
+            )
         keys.refuse(found, os.environ)
         if found.base_url and "teacher" not in found.model_fields_set:
             raise UsageError(
@@ -76,6 +92,11 @@ def built(file: Path | None, environment: dict[str, str], given: dict[str, Any])
                 hint="add --teacher NAME, as the server calls the model",
             )
         return found.resolve()
+
+
+def given(flags: dict[str, Any]) -> dict[str, Any]:
+    """The flags that the user gave."""
+    return {name: value for name, value in flags.items() if value is not None}
 
 
 def assigned(assignments: list[str] | None) -> dict[str, Any]:
@@ -106,7 +127,12 @@ def _tell_of_unknown_variables(environment: dict[str, str]) -> None:
             say(f"warning: the variable {name[:80]} is ignored{f'; did you mean {_PREFIX}{near[0]}?' if near else ''}")
 
 
-def _asks_openai(given: dict[str, Any], file: Path | None, environment: dict[str, str]) -> bool:
+def _asks_openai(found: RunConfig, environment: dict[str, str]) -> bool:
     """True when a remote teacher is named without an endpoint: then OPENAI_BASE_URL counts, as in other tools."""
-    teacher = str(given.get("teacher") or environment.get("SELFINSTRUCT_TEACHER") or "")
-    return bool(teacher) and not teacher.startswith(("local:", "scripted")) and not given.get("base_url") and not file
+    return (
+        bool(environment.get("OPENAI_BASE_URL", "").strip())
+        and "SELFINSTRUCT_BASE_URL" not in environment
+        and "teacher" in found.model_fields_set
+        and not found.teacher.startswith(("local:", "scripted"))
+        and not found.base_url
+    )

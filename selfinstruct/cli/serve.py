@@ -20,7 +20,9 @@ _SERVE_EXAMPLES = """Examples:
 
   selfinstruct serve outputs/merged --port 8000
 
-  selfinstruct generate outputs/next --teacher student --base-url http://127.0.0.1:8000/v1"""
+  \b
+  selfinstruct generate outputs/next --teacher student \\
+      --base-url http://127.0.0.1:8000/v1"""
 
 
 def register(app: typer.Typer) -> None:
@@ -125,11 +127,14 @@ def _turn(talk: object) -> bool:
     """One question and its reply; False at the end."""
     from selfinstruct.errors import UsageError
     from selfinstruct.student.chat import Chat
+    from selfinstruct.student.prompt import is_unicode
 
     if not isinstance(talk, Chat):
         raise TypeError("no conversation")
     try:
         said = input("> " if sys.stdin.isatty() else "").strip()
+    except UnicodeDecodeError:
+        said = "\udc80"
     except EOFError:
         return False
     except KeyboardInterrupt:
@@ -142,6 +147,9 @@ def _turn(talk: object) -> bool:
         say("(forgotten)")
         return True
     if not said:
+        return True
+    if not is_unicode(said):
+        say("that holds bytes that are no UTF-8")
         return True
     try:
         for piece in talk.say(said):

@@ -102,12 +102,23 @@ and terms of the teacher apply to them.
 
 Columns: `id` (hash of instruction and input), `instruction`, `input` ("" for none), `output`; and where a row comes
 from: `method`, `teacher`, `language`, `request_no`, `item_no`, `shown_ids` (the seed tasks that the teacher saw).
-{_secrets(versions[-1])}
+{_likeness(versions[-1])}{_secrets(versions[-1])}
 ```python
 from datasets import load_dataset
 
 rows = load_dataset("path/to/this/folder", "{versions[-1].name}", split="train")
 ```
+"""
+
+
+def _likeness(version: Version) -> str:
+    """The paragraph on the columns of a profile; "" for a version without one."""
+    if not version.about.get("profile"):
+        return ""
+    return """
+How near a row is to what came before it, the seed tasks and all earlier rows, in ROUGE-L of the instructions (0 to 1):
+`similarity` is the highest, `nearest_id` the seed or row that it is with (the earliest at a tie), `mean_similarity` the
+mean over all of them, `most_similar` the ten nearest (`id` and `score`), the nearest first.
 """
 
 

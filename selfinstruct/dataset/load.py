@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from selfinstruct.dataset import store
+from selfinstruct.dataset import batches, store
 from selfinstruct.errors import UsageError
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ def load(
         columns: only these columns.
         verify: compare every file with the hash in the manifest first (0.1 s for 100 MB).
 
-    Raises UsageError for an unknown version or split, DamagedFile for a file that was changed.
+    Raises UsageError for an unknown version, split or column, DamagedFile for a file that was changed.
     """
     import datasets
 
@@ -46,7 +46,13 @@ def load(
     files = {s: [str(file) for file in found.files(s)] for s in store.SPLITS if found.files(s)}
     if split is not None and split not in files:
         raise UsageError(f"{name}@{found.name}: has no split {split!r}", hint=f"it has {', '.join(files)}")
-    options: dict[str, Any] = {"columns": list(columns)} if columns is not None else {}
+    options: dict[str, Any] = {}
+    if columns is not None:
+        options["columns"] = list(columns)
+        there = batches.columns([file for s in store.SPLITS for file in found.files(s)]).names
+        unknown = [column for column in options["columns"] if column not in there]
+        if unknown:
+            raise UsageError(f"{name}@{found.name}: has no column {unknown[0]!r}", hint=f"it has {', '.join(there)}")
     opened: Dataset | DatasetDict | IterableDataset | IterableDatasetDict = datasets.load_dataset(
         "parquet", data_files=files, split=split, streaming=streaming, **options
     )

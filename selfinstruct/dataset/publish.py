@@ -90,10 +90,13 @@ def _mend(root: Path, version: store.Version, journal: Journal, validation: floa
         profile, flagged = bool(version.about.get("profile")), bool(version.flagged)
         rows = _rows(journal, version.rows, profile, Flags())
         if write_shards(work, rows, validation, profiled=profile, flagged=flagged) != version.shards:
-            store.verify(version)
+            store.verify(version, is_lost=True)
         for shard in damaged:
             durable.sync(work / shard.name)
-            (work / shard.name).replace(version.folder / shard.name)
+            try:
+                (work / shard.name).replace(version.folder / shard.name)
+            except IsADirectoryError:
+                store.verify(version)
         durable.sync(version.folder)
 
 

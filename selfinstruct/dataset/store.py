@@ -12,6 +12,7 @@ import hashlib
 import json
 import os
 import re
+import shlex
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -112,9 +113,9 @@ def read_version(root: Path, number: int) -> Version:
     path = folder / MANIFEST
     for planted in (folder, path):
         if planted.is_symlink():
-            raise DamagedFile(f"{planted}: is a link, not what was written", hint=_PLANTED)
+            raise DamagedFile(f"{planted}: is a link, not what was written", hint=without(folder))
     if not folder.is_dir():
-        raise DamagedFile(f"{folder}: is not the folder of a version", hint=_PLANTED)
+        raise DamagedFile(f"{folder}: is not the folder of a version", hint=without(folder))
     try:
         raw = durable.read(path)
         found = json.loads(raw)
@@ -124,13 +125,13 @@ def read_version(root: Path, number: int) -> Version:
         )
         about = found["about"]
     except OSError as error:
-        raise DamagedFile(f"{path}: cannot be read ({error.strerror or error})", hint=_REMEDY) from error
+        raise DamagedFile(f"{path}: cannot be read ({error.strerror or error})", hint=without(folder)) from error
     except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
-        raise DamagedFile(f"{path}: is damaged", hint=_REMEDY) from None
+        raise DamagedFile(f"{path}: is damaged", hint=without(folder)) from None
     if not isinstance(about, dict) or not all(_SHARD.fullmatch(s.name) and s.split in SPLITS for s in shards):
-        raise DamagedFile(f"{path}: names files that no version has", hint=_REMEDY)
+        raise DamagedFile(f"{path}: names files that no version has", hint=without(folder))
     if raw != _manifest(shards, about).encode():
-        raise DamagedFile(f"{path}: is not what was written (its SHA-256 differs)", hint=_REMEDY)
+        raise DamagedFile(f"{path}: is not what was written (its SHA-256 differs)", hint=without(folder))
     return Version(folder, number, shards, about)
 
 
@@ -142,16 +143,25 @@ def _manifest(shards: Sequence[Shard], about: Mapping[str, Any]) -> str:
     return json.dumps({**said, "sha256": digest}, indent=2, ensure_ascii=True, sort_keys=True) + "\n"
 
 
-_REMEDY = "remove this version's folder, then: selfinstruct publish"
-_PLANTED = "remove it, then: selfinstruct publish"
+def without(folder: Path) -> str:
+    """The remedy for a version that cannot be mended in its place."""
+    return f"remove {shlex.quote(str(folder))}, then: selfinstruct publish {shlex.quote(str(folder.parent))}"
 
 
-def verify(version: Version) -> None:
-    """Compare every shard with its hash in the manifest; DamagedFile names the first that differs."""
+def verify(version: Version, *, is_lost: bool = False) -> None:
+    """Compare every shard with its hash in the manifest; DamagedFile names the first that differs.
+
+    ``is_lost`` says that the run cannot write it again.
+    """
     for shard in version.shards:
         wrong = damage_of(version, shard)
         if wrong:
-            raise DamagedFile(f"{version.folder / shard.name}: {wrong}", hint=_REMEDY)
+            path = version.folder / shard.name
+            again = f"selfinstruct publish {shlex.quote(str(version.folder.parent))}"
+            hint = f"{again} (writes it again from the run; without a run, copy the dataset again)"
+            if path.is_dir() and not path.is_symlink():  # which no file can replace
+                hint = f"remove {shlex.quote(str(path))}, then: {again}"
+            raise DamagedFile(f"{path}: {wrong}", hint=without(version.folder) if is_lost else hint)
 
 
 def damage_of(version: Version, shard: Shard) -> str:

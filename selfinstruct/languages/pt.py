@@ -34,6 +34,8 @@ PORTUGUESE = Language(
         "desenhos",
         "arquivo",
         "arquivos",
+        "ficheiro",
+        "ficheiros",
         "vídeo",
         "vídeos",
         "áudio",

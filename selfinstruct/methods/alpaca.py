@@ -23,7 +23,7 @@ from selfinstruct.records import Completion, Prompt, Reading, SeedTask
 Form = Literal["text", "schema", "short"]
 Api = Literal["chat", "completions"]
 
-_READER = 1  # raise it when the reader would read an old reply differently
+_READER = 2  # raise it when the reader, or a rule on what it reads, would make other rows of an old reply
 _SHORT_SEED_WORDS = 60  # small models copy the length of what they see, and each prompt is read anew
 _SHORT_MAX_CHARS = {"instruction": 200, "input": 200, "output": 300}  # what the token limit can hold
 _RULES = (

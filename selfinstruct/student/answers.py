@@ -22,6 +22,7 @@ from selfinstruct.student.questions import Question
 _COLUMNS = ("row", "instruction", "input", "output", "reference", "generator", "settings", "finish",
             "prompt_tokens", "completion_tokens")  # fmt: skip
 _FLUSH_BYTES = 1 << 16
+_BEGINS = b'{"row": '
 
 
 class Answers:
@@ -38,8 +39,11 @@ class Answers:
     def load(self, questions: list[Question]) -> list[Question]:
         """Read what is there; the questions that are still open.
 
-        IdentityError when other settings made it, or when nothing in it answers any of the questions.
+        IdentityError when other settings made it, or when answers would be lost: to rows that are not asked for, or
+        all of them. A row that changed is answered again.
         """
+        if self._journal != self.out and self._journal.is_symlink():
+            self._journal.unlink()  # planted: nobody but us makes this file
         found = _read_parquet(self.out) if self.out.suffix == ".parquet" and self.out.exists() else []
         found += list(self._read_journal())
         asked = {question.row: question for question in questions}
@@ -52,9 +56,11 @@ class Answers:
             question = asked.get(row["row"])
             if question and (question.instruction, question.input) == (row.get("instruction"), row.get("input")):
                 self._rows[question.row] = {**row, "reference": question.reference}
-        if found and questions and not self._rows:
+        foreign = len(found) if not self._rows else sum(row["row"] not in asked for row in found)
+        if foreign:
             raise IdentityError(
-                f"{self.out}: holds {len(found)} answers to other questions", hint="name another file with -o"
+                f"{self.out}: holds {foreign} answers to rows that the input does not have",
+                hint="name another file with -o",
             )
         return [question for question in questions if question.row not in self._rows]
 
@@ -108,8 +114,10 @@ class Answers:
     def _read_journal(self) -> Iterator[dict[str, Any]]:
         if not self._journal.exists():
             return
-        lines = self._journal.read_bytes().split(b"\n")
-        for number, line in enumerate(lines[:-1], start=1):  # what follows the last line end is unfinished
+        *lines, unfinished = self._journal.read_bytes().split(b"\n")
+        if unfinished[: len(_BEGINS)] != _BEGINS[: len(unfinished)]:  # it is going to be cut off
+            raise DamagedFile(f"{self._journal}: ends with what is no answer of ours", hint="name another -o")
+        for number, line in enumerate(lines, start=1):
             try:
                 row = json.loads(line)
                 row["row"] = int(row["row"])

@@ -50,7 +50,6 @@ class Chat:
         turns, ids = self._fitting([*self._turns, {"role": "user", "content": text}])
         if forgotten := (len(self._turns) + 1 - len(turns)) // 2:
             self._on_forget(forgotten)
-        self._turns = turns
         self._count += 1
         how = Sampling(
             self._sampling.temperature, self._sampling.top_p, self._sampling.min_p, self._sampling.seed + self._count
@@ -61,11 +60,11 @@ class Chat:
             for tokens in self._tokens(request):
                 yield reply.feed(tokens)
             yield reply.end()
-        finally:
+        finally:  # question and reply together: Ctrl-C may come at any time, and once more
+            self._turns = [*turns, {"role": "assistant", "content": reply.text.strip()}]
             if self._engine is not None and self._engine.busy:
                 self._engine.cancel(request.request_id)
                 self._engine.step()
-            self._turns.append({"role": "assistant", "content": reply.text.strip()})
 
     def close(self) -> None:
         """Give the memory back."""

@@ -10,6 +10,8 @@ from selfinstruct.student.recipes import METHODS, Recipe
 
 # Tokens of a large step of 128 Alpaca rows; the longest row is the recipe's limit.
 _TOKENS_A_ROW = 140
+_CARD_GB, _RAM_GB, _DISK_GB = 12, 16, 2  # of the claim
+_NAMES = {"full": "full", "lora": "LoRA", "qlora": "QLoRA"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +61,8 @@ def as_text(name: str, shape: Shape, recipe: Recipe) -> str:
     lines = [f"{name}: {shape.parameters / 1e9:.2f}e9 parameters; at most {recipe.max_length} tokens a row, "
              f"{recipe.batch} rows a step; GB are 10^9 bytes", ""]  # fmt: skip
     lines += ["card    method  GB predicted  micro-batch  Adam  layers recomputed"]
-    for fit in fits(shape, recipe):
+    found = fits(shape, recipe)
+    for fit in found:
         if fit.plan is None:
             lines.append(f"{fit.card_gb:3} GB  {fit.method:6}  does not fit")
         else:
@@ -71,24 +74,40 @@ def as_text(name: str, shape: Shape, recipe: Recipe) -> str:
         plan = least(shape, method, recipe)
         parts = ", ".join(f"{part} {size / 1e9:.1f}" for part, size in plan.parts.items() if size >= 5e7)
         lines.append(f"  {method:6} {plan.total / 1e9:5.1f} = {parts}")
-    return "\n".join([*lines, "", *the_claim(shape)])
+    return "\n".join([*lines, "", *the_claim(shape, recipe, found)])
 
 
-def the_claim(shape: Shape) -> list[str]:
-    """What is true of "7B in 16 GB RAM, a 12 GB GPU and 2 GB of disk", in this model's figures."""
+def the_claim(shape: Shape, recipe: Recipe, found: list[Fit]) -> list[str]:
+    """What is true of "7B in 16 GB RAM, a 12 GB GPU and 2 GB of disk", in this model's figures and those ``found``."""
     n = shape.parameters
+    whole, half = 4 * n / 1e9, 2 * n / 1e9
     adapter = shape.lora_parameters(8, ("q_proj", "v_proj"))
     eight, four = weight_bytes(shape, "int8") / 1e9, weight_bytes(shape, "4bit") / 1e9
-    qlora = least(shape, "qlora", Recipe("plan", method="qlora")).total / 1e9
+    memory = f"only when weights are read shard by shard (as here); whole in fp32 they are {whole:.0f} GB."
+    if whole < _RAM_GB:
+        memory = f"holds the weights, also whole in fp32: {whole:.1f} GB."
+    kept = f"the model too: {four:.1f} GB in 4 bit, {half:.1f} GB in 16"
+    if half > _DISK_GB:
+        kept = f"the model in 4 bit alone: {four:.1f} GB, and {half:.1f} GB in 16"
+    if four > _DISK_GB:
+        kept = f"never the model: {four:.1f} GB in 4 bit, {half:.1f} GB in 16"
     return [
         'The often quoted "16 GB of RAM, a 12 GB GPU, 2 GB of disk":',
-        f"  12 GB GPU   inference in 16 bit: {2 * n / 1e9:.1f} GB of weights alone; in 8 bit: {eight:.1f} GB; "
-        f"in 4 bit: {four:.1f} GB. Training: QLoRA from {qlora:.1f} GB on, nothing else.",
-        "  16 GB RAM   only when weights are read shard by shard (as here); "
-        f"whole in fp32 they are {4 * n / 1e9:.0f} GB.",
+        f"  12 GB GPU   inference in 16 bit: {half:.1f} GB of weights alone; in 8 bit: {eight:.1f} GB; "
+        f"in 4 bit: {four:.1f} GB. {_training(shape, recipe, found)}",
+        f"  16 GB RAM   {memory}",
         f"  2 GB disk   holds an adapter (rank 8 on q and v: {4 * adapter / 1e6:.0f} MB in fp32) and the dataset, "
-        f"never the model: {four:.1f} GB in 4 bit, {2 * n / 1e9:.1f} GB in 16.",
+        f"{kept}.",
     ]
+
+
+def _training(shape: Shape, recipe: Recipe, found: list[Fit]) -> str:
+    """Which methods fit the 12 GB card, as the table says, and from how much memory on."""
+    fitting = [fit.method for fit in found if fit.card_gb == _CARD_GB and fit.plan]
+    from_size = [f"{_NAMES[method]} from {least(shape, method, recipe).total / 1e9:.1f} GB on" for method in fitting]
+    if not fitting:
+        return "Training: nothing fits."
+    return f"Training: {', '.join(from_size)}{'' if len(fitting) == len(METHODS) else ', nothing else'}."
 
 
 def as_json(name: str, shape: Shape, recipe: Recipe) -> dict[str, Any]:

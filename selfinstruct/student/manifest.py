@@ -72,7 +72,7 @@ def model_identity(source: Source, config: Any) -> dict[str, Any]:
         "name": source.name,
         "revision": getattr(config, "_commit_hash", None),
         "config_sha256": hashlib.sha256(shape.encode()).hexdigest(),
-        "weights": source.fingerprint(),
+        "weights": source.weights(),
     }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,8 @@ from typing import Any
 from selfinstruct.errors import ModelFileError, UsageError
 from selfinstruct.student import model_folder
 
-_END_BYTES = 1 << 20
+_BLOCK, _BLOCKS = 4096, 1024
+_SETTINGS = ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json")
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,19 +35,36 @@ class Source:
         """The folder of template and tokenizer."""
         return self.adapter or (self.gguf.parent if self.gguf else Path(self.base))
 
+    @property
+    def _folders(self) -> list[Path]:
+        return [folder for folder in (Path(self.base), self.adapter) if folder is not None and folder.is_dir()]
+
+    def weights(self) -> list[list[Any]]:
+        """Name, size and SHA-256 of each file of weights; of a large one, of 1,024 blocks that are evenly spread: every
+        matrix of a model that was trained anew in this place differs."""
+        files = [self.gguf] if self.gguf else [f for one in self._folders for f in sorted(one.glob("*.safetensors"))]
+        return _identities(files) or [[self.base, 0, ""]]
+
     def fingerprint(self) -> list[list[Any]]:
-        """Name, size and SHA-256 of both ends of each weight file: a folder that was trained anew is another model."""
-        folders = [folder for folder in (Path(self.base), self.adapter) if folder is not None and folder.is_dir()]
-        files = [self.gguf] if self.gguf else [file for one in folders for file in sorted(one.glob("*.safetensors"))]
-        found: list[list[Any]] = [] if files else [[self.base, 0, ""]]
-        for file in files:
-            size = file.stat().st_size
-            with file.open("rb") as stream:
-                ends = stream.read(_END_BYTES)
-                stream.seek(max(0, size - _END_BYTES))
-                ends += stream.read()
-            found.append([file.name, size, hashlib.sha256(ends).hexdigest()])
-        return found
+        """The same of all files that decide what the model says."""
+        named = [one / name for one in self._folders for name in _SETTINGS]
+        return [*self.weights(), *_identities([file for file in named if file.is_file()])]
+
+
+def _identities(files: Iterable[Path]) -> list[list[Any]]:
+    return [[file.name, file.stat().st_size, _sampled(file)] for file in files]
+
+
+def _sampled(file: Path) -> str:
+    size = file.stat().st_size
+    found = hashlib.sha256()
+    with file.open("rb") as stream:
+        if size <= _BLOCK * _BLOCKS:
+            found.update(stream.read())
+        for number in range(_BLOCKS if size > _BLOCK * _BLOCKS else 0):
+            stream.seek((size - _BLOCK) * number // (_BLOCKS - 1))
+            found.update(stream.read(_BLOCK))
+    return found.hexdigest()
 
 
 def locate(name: str) -> Source:

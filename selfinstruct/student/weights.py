@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from selfinstruct.errors import MissingPackage, ModelFileError, UsageError
-from selfinstruct.student import quantised
+from selfinstruct.student import model_folder, quantised
 from selfinstruct.student.prompt import TEMPLATE_FILE, Template, load_template, named_template
 from selfinstruct.student.source import Source, locate
 
@@ -43,7 +43,7 @@ def load_tokenizer(source: Source) -> Any:
         found = AutoTokenizer.from_pretrained(where, trust_remote_code=False, **options)
     except _refusals() as error:
         hint = "the model's folder needs tokenizer.json and tokenizer_config.json"
-        raise _unreadable(f"{source.name}: its tokenizer cannot be read", error, hint) from error
+        raise _unreadable(source, "its tokenizer cannot be read", error, hint) from error
     found.padding_side = "left"
     return found
 
@@ -79,6 +79,8 @@ def load_weights(source: Source, *, dtype: str = "auto", quant: str | None = Non
 
     if dtype not in DTYPES:
         raise UsageError(f"unknown dtype {dtype!r}", hint=f"one of {', '.join(DTYPES)}")
+    if source.adapter:
+        _require_its_base(source, source.adapter)
     place = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
     options = {}
     if quant is not None:
@@ -115,7 +117,7 @@ def read_model(source: Source, dtype: torch.dtype, place: torch.device, **option
         raise
     except _refusals() as error:
         hint = "give a folder with config.json and .safetensors files, a .gguf file, or a name on the Hub"
-        raise _unreadable(f"{source.name} cannot be loaded", error, hint) from error
+        raise _unreadable(source, "cannot be loaded", error, hint) from error
     if source.gguf:
         _forget_gguf(model)
     return model if straight else model.to(place)
@@ -129,7 +131,7 @@ def load_config(source: Source) -> Any:
     try:
         return AutoConfig.from_pretrained(where, trust_remote_code=False, **options)
     except _refusals() as error:
-        raise _unreadable(f"{source.name}: its configuration cannot be read", error, "") from error
+        raise _unreadable(source, "its configuration cannot be read", error, "") from error
 
 
 def made_for(config: Any) -> int:
@@ -170,6 +172,23 @@ def _dtype(name: str, place: torch.device) -> torch.dtype:
     return {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}[name]
 
 
+def _require_its_base(source: Source, adapter: Path) -> None:
+    """ModelFileError when the files of the base are not those that the adapter was trained on, where that is known."""
+    recorded = adapter / model_folder.PROVENANCE
+    if not recorded.is_file():
+        return
+    about = model_folder.read_json(recorded).get("model")
+    trained_on = about.get("weights") if isinstance(about, dict) else None
+    found = Source(source.name, source.base).weights()
+    if not isinstance(trained_on, list) or trained_on == found:
+        return
+    if [one[0] for one in found] == [one[0] for one in trained_on if one]:  # else it may be the same in another form
+        raise ModelFileError(
+            f"{adapter}: was trained on other weights than {source.base} holds now",
+            hint=f"restore them, or name the true base in adapter_config.json; to use these, remove {recorded}",
+        )
+
+
 def _with_adapter(model: Any, folder: Path, *, merge: bool) -> Any:
     if importlib.util.find_spec("peft") is None:
         raise MissingPackage("LoRA adapters need the package peft", hint="pip install 'selfinstruct[train]'")
@@ -202,7 +221,11 @@ def _refusals() -> tuple[type[Exception], ...]:
     return (*kinds, StrictDataclassError)
 
 
-def _unreadable(what: str, error: Exception, hint: str) -> ModelFileError:
+def _unreadable(source: Source, what: str, error: Exception, hint: str) -> ModelFileError:
+    what = f"{source.name}: {what}"
+    if not Path(source.base).exists():
+        what = f"there is no folder {source.base} here; as a name on the Hub, {what}"
+        hint = "check the path, or the name and the connection"
     if "trust_remote_code" in str(error):
         return ModelFileError(
             f"{what}: it comes with Python code of its own, which is never run here",
