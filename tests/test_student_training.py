@@ -232,6 +232,32 @@ def test_adapters_train_alone_and_merge(rows: Path, model: Path, tmp_path: Path)
     assert json.loads((outcome.folder / "adapter_config.json").read_text())["lora_alpha"] == chosen.lora_alpha
 
 
+@pytest.mark.parametrize(
+    ("targets", "why"),
+    [
+        (("lm_head", "q_proj"), "'lm_head' is the output layer"),
+        (("lm_head",), "'lm_head' is the output layer"),
+        (("q_proj", "v_porj"), "'v_porj' names no linear layer of the model"),
+        (("embed_tokens", "q_proj"), "'embed_tokens' names no linear layer"),
+        (("",), "'' names no linear layer"),
+        (("all-linear", "lm_head"), "all-linear stands alone"),
+    ],
+)
+def test_adapters_that_would_not_learn_are_refused_before_the_run_is_written(
+    rows: Path, model: Path, tmp_path: Path, targets: tuple[str, ...], why: str
+) -> None:
+    chosen = replace(RECIPE, method="lora", lora_targets=targets)
+    with pytest.raises(UsageError, match=why) as caught:
+        train(rows, model, tmp_path / "run", chosen)
+    assert "q_proj, up_proj, v_proj" in caught.value.hint
+    assert "lm_head" not in caught.value.hint
+    with pytest.raises(UsageError, match=why):
+        adapters.add(fresh_model(), chosen, str(model))
+    # The same folder takes the run once the name is mended.
+    mended = replace(chosen, lora_targets=("self_attn.q_proj", "v_proj"), lora_rank=4)
+    assert train(rows, model, tmp_path / "run", mended, replace(CPU, max_steps=1)).step == 1
+
+
 def test_an_adapter_is_not_merged_into_another_model_in_the_place_of_its_base(
     rows: Path, model: Path, tmp_path: Path
 ) -> None:
@@ -303,11 +329,6 @@ def test_the_ladder_says_why_it_chose(model: Path) -> None:
         attention.choose(torch.device("cpu"), torch.float32, "varlen")
     loaded = load_model(str(model), dtype=torch.float32, kernel=choice, device=torch.device("cpu"))
     assert loaded.config._attn_implementation == "selfinstruct_sdpa"
-
-
-def test_a_window_shorter_than_the_rows_is_refused() -> None:
-    with pytest.raises(UsageError, match="attends to 64 tokens only"):
-        attention._window(128, {"sliding_window": 64})
 
 
 def test_recipes_are_the_published_ones() -> None:

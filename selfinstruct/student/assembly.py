@@ -15,7 +15,7 @@ from selfinstruct.student.parallel import Group
 from selfinstruct.student.prepare import Prepared
 from selfinstruct.student.recipes import Recipe, Runtime
 from selfinstruct.student.trainee import Trainee, load_model
-from selfinstruct.student.trainer import Trainer, rounded_up
+from selfinstruct.student.trainer import Trainer
 
 
 def build(prepared: Prepared, runtime: Runtime, group: Group) -> tuple[Trainer, Any]:
@@ -28,7 +28,7 @@ def build(prepared: Prepared, runtime: Runtime, group: Group) -> tuple[Trainer, 
     )  # fmt: skip
     handle = adapters.add(model, recipe, lasting(prepared.model)) if recipe.method != "full" else None
     cuda = prepared.device.type == "cuda"
-    exactness.require(Trainee(model), prepared.kernel, rounded_up(int(prepared.train.lengths.max())))
+    exactness.require(Trainee(model), prepared.kernel, int(prepared.train.lengths.max()))
     trainee = assemble(
         model, checkpointed=plan.checkpointed_layers,
         compiled=runtime.compile and cuda and prepared.kernel.compiles and recipe.method != "qlora",

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 PREFIX = "selfinstruct_"
 KERNELS = ("flash", "varlen", "flex", "sdpa")
+_WITHOUT_DROPOUT = ("varlen", "flex")
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,30 +45,40 @@ class Choice:
         return self.kernel in ("varlen", "flash")
 
 
-def choose(device: torch.device, dtype: torch.dtype, wanted: str = "auto") -> Choice:
-    """The first kernel of the ladder that works here; UsageError when ``wanted`` names one that does not."""
+def choose(device: torch.device, dtype: torch.dtype, wanted: str = "auto", *, dropout: float = 0.0) -> Choice:
+    """The first kernel of the ladder that works here; UsageError when ``wanted`` names one that does not.
+
+    ``dropout`` is the share of attention weights that the model drops in training (``dropout_of``).
+    """
     if wanted != "auto":
         if wanted not in KERNELS:
             raise UsageError(f"no attention {wanted!r}", hint=f"known: auto, {', '.join(KERNELS)}")
-        obstacle = _obstacle(wanted, device, dtype)
+        obstacle = _obstacle(wanted, device, dtype, dropout)
         if obstacle:
             raise UsageError(f"attention {wanted} cannot be used: {obstacle}", hint="use --attention auto")
         return Choice(wanted, "asked for")
     passed: list[str] = []
     for kernel in KERNELS:
-        obstacle = _obstacle(kernel, device, dtype)
+        obstacle = _obstacle(kernel, device, dtype, dropout)
         if not obstacle:
             return Choice(kernel, "; ".join(passed) or "the first choice, and it is here")
         passed.append(f"no {kernel}: {obstacle}")
     raise AssertionError("sdpa works everywhere")
 
 
-def _obstacle(kernel: str, device: torch.device, dtype: torch.dtype) -> str:
+def dropout_of(config: Any) -> float:
+    """The share of attention weights that a model drops in training, by its configuration."""
+    return float(getattr(config, "attention_dropout", None) or 0.0)
+
+
+def _obstacle(kernel: str, device: torch.device, dtype: torch.dtype, dropout: float) -> str:
     """Why a kernel cannot be used here, "" if it can."""
     import torch
 
     if kernel == "sdpa":
         return ""
+    if dropout and kernel in _WITHOUT_DROPOUT:
+        return f"it has no dropout, and the model's attention_dropout is {dropout:g}"
     if kernel == "flash" and importlib.util.find_spec("flash_attn") is None:
         return "flash_attn is not installed"
     if kernel == "flex":
@@ -109,9 +120,14 @@ def _varlen_options() -> dict[str, Any]:
     raise ImportError(f"torch.nn.attention.varlen.varlen_attn takes unknown arguments ({', '.join(names)})")
 
 
-def _window(longest: int, kwargs: dict[str, Any]) -> None:
-    """Refuse what the kernels here would silently ignore."""
-    window = kwargs.get("sliding_window")
+def _require_plain(kernel: str, kwargs: dict[str, Any]) -> None:
+    """Refuse what a kernel would silently ignore."""
+    window, longest, dropout = kwargs.get("sliding_window"), kwargs["longest_row"], kwargs.get("dropout")
+    if dropout and kernel in _WITHOUT_DROPOUT:
+        raise UsageError(
+            f"the model drops attention weights in training (by {dropout:g}), and attention {kernel} cannot",
+            hint="use --attention sdpa, or set attention_dropout to 0 in the model's config.json",
+        )
     if window is not None and window < longest:
         raise UsageError(
             f"the model attends to {window} tokens only, and rows have up to {longest}",
@@ -133,7 +149,7 @@ def _varlen(
     from torch.nn.attention.varlen import varlen_attn
 
     bounds, longest = kwargs["cu_seq_lens_q"], kwargs["max_length_q"]
-    _window(longest, kwargs)
+    _require_plain("varlen", kwargs)
     q, k, v = _rows(query), _repeated(_rows(key), query), _repeated(_rows(value), query)
     options = dict(VARLEN_OPTIONS or _varlen_options())
     out: Any = varlen_attn(q, k, v, bounds, bounds, longest, longest, scale=kwargs.get("scaling"), **options)
@@ -160,10 +176,10 @@ def _flash(
     from flash_attn import flash_attn_varlen_func  # type: ignore[import-not-found,unused-ignore]
 
     bounds, longest = kwargs["cu_seq_lens_q"], kwargs["max_length_q"]
-    _window(longest, kwargs)
+    _require_plain("flash", kwargs)
     out: torch.Tensor = flash_attn_varlen_func(
         _rows(query), _rows(key), _rows(value), bounds, bounds, longest, longest,
-        softmax_scale=kwargs.get("scaling"), causal=True,
+        dropout_p=kwargs.get("dropout") or 0.0, softmax_scale=kwargs.get("scaling"), causal=True,
     )  # fmt: skip
     return out.unsqueeze(0), None
 
@@ -172,9 +188,8 @@ def _flex(
     module: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, attention_mask: Any, **kwargs: Any
 ) -> tuple[torch.Tensor, None]:
     """FlexAttention with a block mask of the rows."""
-    bounds, longest = kwargs["cu_seq_lens_q"], kwargs["max_length_q"]
-    _window(longest, kwargs)
-    out = _flex_rows(query, key, value, bounds, kwargs.get("scaling"))
+    _require_plain("flex", kwargs)
+    out = _flex_rows(query, key, value, kwargs["cu_seq_lens_q"], kwargs.get("scaling"))
     return out.transpose(1, 2), None
 
 
@@ -205,13 +220,13 @@ def _sdpa(
     import torch
     from torch.nn.functional import scaled_dot_product_attention
 
-    bounds, longest = kwargs["cu_seq_lens_q"].tolist(), kwargs["max_length_q"]
-    _window(longest, kwargs)
+    _require_plain("sdpa", kwargs)
+    bounds = kwargs["cu_seq_lens_q"].tolist()
     grouped = query.shape[1] != key.shape[1]
     parts = [
         scaled_dot_product_attention(
             query[:, :, start:end], key[:, :, start:end], value[:, :, start:end],
-            is_causal=True, scale=kwargs.get("scaling"), enable_gqa=grouped,
+            dropout_p=kwargs.get("dropout") or 0.0, is_causal=True, scale=kwargs.get("scaling"), enable_gqa=grouped,
         )
         for start, end in itertools.pairwise(bounds)
     ]  # fmt: skip

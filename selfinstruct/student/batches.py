@@ -36,13 +36,16 @@ class MicroBatch:
     """Rows joined end to end, as tensors on one device.
 
     ``ids`` and ``positions`` are int64 (1, tokens); positions restart at 0 with each row. ``bounds`` is int32
-    (rows + 1,): where rows begin and end. ``longest`` is the greatest row length that the run can meet, in tokens.
-    ``predicting`` int64 (labels,) are the indices whose next token counts, ``targets`` int64 (labels,) those tokens.
+    (rows + 1,): where rows begin and end. ``longest_row`` is the greatest row length that the run can meet, in tokens;
+    ``longest`` that for the kernels, which the filler fits too. Both are constants of the run: a kernel would be
+    compiled anew for other numbers. ``predicting`` int64 (labels,) are the indices whose next token counts,
+    ``targets`` int64 (labels,) those tokens.
     """
 
     ids: torch.Tensor
     positions: torch.Tensor
     bounds: torch.Tensor
+    longest_row: int
     longest: int
     predicting: torch.Tensor
     targets: torch.Tensor
@@ -117,7 +120,10 @@ def cut(lengths: Sequence[int], budget: int, world: int = 1) -> list[list[list[i
 
 
 def join(tokens: Tokens, rows: Sequence[int], *, longest: int, device: torch.device | str = "cpu") -> MicroBatch:
-    """Join rows end to end. ``rows`` may be empty: a process without work still takes part in the step."""
+    """Join rows end to end. ``rows`` may be empty: a process without work still takes part in the step.
+
+    ``longest`` is the greatest row length that the run can meet.
+    """
     import torch
 
     lengths = [int(tokens.starts[r + 1] - tokens.starts[r]) for r in rows]
@@ -142,7 +148,8 @@ def join(tokens: Tokens, rows: Sequence[int], *, longest: int, device: torch.dev
         ids=sent(ids[None]),
         positions=sent(positions[None]),
         bounds=sent(bounds),
-        longest=max(longest, filler),
+        longest_row=longest,
+        longest=-(-max(longest, 1) // ALIGNMENT) * ALIGNMENT,
         predicting=sent(target_at - 1),
         targets=sent(ids[target_at]),
     )

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from selfinstruct.errors import UsageError
-from selfinstruct.student.prompt import Template, encode_texts
+from selfinstruct.student.prompt import Template
 
 _ROLES = ("system", "developer", "user", "assistant")
 
@@ -25,7 +25,7 @@ def encode_dialogue(template: Template, tokenizer: Any, messages: Sequence[Mappi
     ids: list[int] = []
     for number, turn in enumerate(turns):
         if turn["role"] == "assistant":
-            ids += [*encode_texts(tokenizer, [turn["content"]])[0], template.eos_id(tokenizer)]
+            ids += [*template.encode_replies(tokenizer, [turn["content"]])[0], template.eos_id(tokenizer)]
             continue
         text = f"{said}\n\n{turn['content']}" if number == 0 and said else turn["content"]
         prompt = template.encode_prompt(tokenizer, text, "")

@@ -61,6 +61,7 @@ def write(
     try:
         with workplace(target) as work:
             save_weights(work)
+            _name_end(work / "generation_config.json", template, tokenizer)
             tokenizer.save_pretrained(work)
             save_template(template, work)
             if provenance.is_file():
@@ -106,6 +107,20 @@ def _claimed(work: Path, target: Path) -> Iterator[None]:
         raise RunLocked(f"{target}: another process writes to it", hint="wait for it, or stop it") from None
     finally:
         os.close(descriptor)
+
+
+def _name_end(path: Path, template: Template, tokenizer: Any) -> None:
+    """Other programs stop where a model's generation settings say: with those of its base, they would go on behind
+    the end of a reply that a chat template ends by another token."""
+    if not path.exists() or not (template.eos or tokenizer.eos_token):
+        return
+    settings = dict(read_json(path))
+    given = settings.get("eos_token_id")
+    known = given if isinstance(given, list) else [] if given is None else [given]
+    end = template.eos_id(tokenizer)
+    if end not in known:
+        settings["eos_token_id"] = [*known, end]
+        path.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8", newline="\n")
 
 
 def read_json(path: Path) -> Mapping[str, Any]:

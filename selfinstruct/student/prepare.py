@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from selfinstruct.errors import EnvironmentFault, UsageError
-from selfinstruct.student import attention, batches, checkpoint, examples, manifest, memory, weights
+from selfinstruct.student import adapters, attention, batches, checkpoint, examples, manifest, memory, weights
 from selfinstruct.student.parallel import Group
 from selfinstruct.student.prompt import Template, named_template
 from selfinstruct.student.recipes import Recipe, Runtime
@@ -81,9 +81,10 @@ def prepare(data: str, model: str, recipe: Recipe, runtime: Runtime, group: Grou
     if recipe.method == "qlora" and device.type == "cpu":
         raise EnvironmentFault("--method qlora: 4-bit training needs a GPU, and torch sees none here or is told not to "
                                "use it", hint="on a CPU: --method lora")  # fmt: skip
-    kernel = attention.choose(device, dtype, runtime.attention)
     config = weights.load_config(base)
     check_supported(config)
+    adapters.require_targets(config, recipe)
+    kernel = attention.choose(device, dtype, runtime.attention, dropout=attention.dropout_of(config))
     steps = max(1, round(recipe.epochs * batches.steps_per_epoch(len(train), recipe.batch)))
     runtime = _as_begun(run, runtime)
     plan = plan_for(memory.shape_of(config), recipe, runtime, train, device, dtype, kernel, group, steps)

@@ -19,11 +19,10 @@ from pathlib import Path
 from typing import Any
 
 from selfinstruct.errors import ModelFileError, UsageError
+from selfinstruct.student import chat_turns
+from selfinstruct.student.control_tokens import Controls, controls_of, cut, encode_pieces, encode_texts, new_mark
 
 TEMPLATE_FILE = "selfinstruct_template.json"
-# Put before a chat template. Those of Llama 3 and SmolLM3 write today's date into the prompt: a run could not be
-# resumed tomorrow, and would be trained on other prompts than it is asked. This is the date Llama's own falls back to.
-_FIXED_DATE = "{%- macro strftime_now(format) -%}26 Jul 2024{%- endmacro -%}"
 
 _WITH_INPUT = (
     "Below is an instruction that describes a task, paired with an input that provides further context. "
@@ -91,29 +90,56 @@ class Template:
 
     def encode_prompts(self, tokenizer: Any, tasks: Sequence[tuple[str, str]]) -> list[list[int]]:
         """``encode_prompt`` for many (instruction, input) pairs at once: one pass of the fast tokenizer."""
+        texts = [self.render(*task) for task in tasks]
         if self.kind == "chat":
-            return [self._encode_chat(tokenizer, instruction, input) for instruction, input in tasks]
+            return self._encode_chats(tokenizer, [[{"role": "user", "content": text}] for text in texts])
         bos = _bos(tokenizer)
-        return [bos + ids for ids in encode_texts(tokenizer, [self.render(*task) for task in tasks])]
+        return [bos + ids for ids in encode_texts(tokenizer, texts)]
 
-    def _encode_chat(self, tokenizer: Any, instruction: str, input: str) -> list[int]:
-        return self.encode_messages(tokenizer, [{"role": "user", "content": self.render(instruction, input)}])
+    def encode_replies(self, tokenizer: Any, replies: Sequence[str]) -> list[list[int]]:
+        """The ids of responses, without the token that ends them and without any that would."""
+        return encode_texts(tokenizer, replies, self._controls(tokenizer))
 
     def encode_messages(self, tokenizer: Any, messages: Sequence[Mapping[str, str]]) -> list[int]:
-        """The ids of a conversation by the chat template, up to where the reply begins; UsageError if it refuses."""
+        """The ids of a conversation by the chat template, up to where the reply begins; UsageError if it refuses.
+
+        Control tokens are the template's own alone: what the messages say is text.
+        """
+        return self._encode_chats(tokenizer, [messages])[0]
+
+    def _controls(self, tokenizer: Any) -> Controls:
+        if self.kind != "chat":
+            return controls_of(tokenizer)
+        return controls_of(tokenizer, chat_turns.turn_tokens(tokenizer, self._chat_text(tokenizer)))
+
+    def _chat_text(self, tokenizer: Any) -> str:
+        try:
+            return self.chat_template or str(tokenizer.get_chat_template())
+        except ValueError as error:
+            raise UsageError("the tokenizer has no chat template", hint="use --template alpaca") from error
+
+    def _encode_chats(self, tokenizer: Any, chats: Sequence[Sequence[Mapping[str, str]]]) -> list[list[int]]:
+        mark = new_mark()
+        contents = [message["content"] for chat in chats for message in chat]
+        shielded = iter(cut(tokenizer, contents, self._controls(tokenizer), mark) if contents else ())
+        return [
+            self._encode_shielded(tokenizer, [{**message, "content": next(shielded)} for message in chat], mark)
+            for chat in chats
+        ]
+
+    def _encode_shielded(self, tokenizer: Any, messages: Sequence[Mapping[str, str]], mark: str) -> list[int]:
+        """The ids of a conversation in whose contents ``mark`` stands where they must be tokenised apart."""
         from jinja2 import TemplateError
 
+        text = self._chat_text(tokenizer)
         try:
-            text = self.chat_template or tokenizer.get_chat_template()
-            ids = tokenizer.apply_chat_template(
-                [dict(message) for message in messages], chat_template=_FIXED_DATE + text,
-                add_generation_prompt=True, tokenize=True, return_dict=False,
-            )  # fmt: skip
+            if not any(mark in message["content"] for message in messages):
+                return [int(i) for i in chat_turns.apply(tokenizer, text, messages, tokenize=True)]
+            return encode_pieces(tokenizer, chat_turns.apply(tokenizer, text, messages, tokenize=False).split(mark))
         except (TemplateError, ValueError) as error:
             raise UsageError(
                 f"the model's chat template refuses these messages ({error})", hint="use --template alpaca"
             ) from error
-        return [int(i) for i in ids]
 
     def jinja(self, tokenizer: Any) -> str:
         """The same conversation as a chat template for other programs (llama.cpp, vLLM, transformers).
@@ -121,7 +147,7 @@ class Template:
         As ``dialogue`` renders it: what the system says goes before the first task, each response ends with EOS.
         """
         if self.kind == "chat":
-            return self.chat_template or str(tokenizer.get_chat_template())
+            return self._chat_text(tokenizer)
         before, _, after = self.without_input.partition("{instruction}")
         ends = self.eos or str(tokenizer.eos_token or "")
         begins = str(tokenizer.bos_token) if _bos(tokenizer) else ""
@@ -158,7 +184,9 @@ def named_template(name: str, tokenizer: Any = None) -> Template:
         return template
     if not getattr(tokenizer, "chat_template", None):
         raise UsageError("this model's tokenizer has no chat template", hint="use --template alpaca")
-    return Template("chat", "chat", eos=str(tokenizer.eos_token or ""), chat_template=tokenizer.get_chat_template())
+    text = str(tokenizer.get_chat_template())
+    ends = chat_turns.reply_end(tokenizer, text) or str(tokenizer.eos_token or "")
+    return Template("chat", "chat", eos=ends, chat_template=text)
 
 
 def save_template(template: Template, model_dir: Path) -> None:
@@ -181,16 +209,6 @@ def load_template(model_dir: Path) -> Template:
     if template.kind not in ("text", "chat") or (template.kind == "text" and not whole):
         raise ModelFileError(f"{path}: is no template (no {{instruction}} in it)", hint="restore the file")
     return template
-
-
-def encode_texts(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
-    """Ids of each text by itself, without special tokens: "</s>" in a task is four characters, and ends nothing."""
-    if not texts:
-        return []
-    encoded = tokenizer(
-        list(texts), add_special_tokens=False, split_special_tokens=True, return_attention_mask=False, verbose=False
-    )
-    return [list(ids) for ids in encoded["input_ids"]]
 
 
 def is_unicode(text: str) -> bool:

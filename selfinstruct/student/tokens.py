@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from selfinstruct.errors import UsageError
 from selfinstruct.student.examples import Example
-from selfinstruct.student.prompt import Template, encode_texts
+from selfinstruct.student.prompt import Template
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +73,7 @@ def tokenise(
     """
     eos = template.eos_id(tokenizer)
     prompts = template.encode_prompts(tokenizer, [(e.instruction, e.input) for e in examples])
-    completions = encode_texts(tokenizer, [e.output for e in examples])
+    completions = template.encode_replies(tokenizer, [e.output for e in examples])
     rows: list[list[int]] = []
     firsts: list[int] = []
     truncated = dropped = 0

@@ -39,6 +39,7 @@ class Trainee(nn.Module):
             cu_seq_lens_k=batch.bounds,
             max_length_q=batch.longest,
             max_length_k=batch.longest,
+            longest_row=batch.longest_row,
         ).last_hidden_state
         return found[0]
 

@@ -72,7 +72,7 @@ class Trainer:
         self.device = torch.device(device)
         self.share = optimizer.share
         self.tells = False
-        self.longest = rounded_up(int(tokens.lengths.max()))
+        self.longest = int(tokens.lengths.max())
 
     def rows_of(self, step: int) -> list[int]:
         """The rows of a step (from 0), by the order rule of ``batches``."""
@@ -83,7 +83,7 @@ class Trainer:
         source = self.tokens if tokens is None else tokens
         lengths = [int(n) for n in source.lengths[rows]]
         # Other rows may be longer than any that is trained on.
-        longest = self.longest if tokens is None else max(self.longest, rounded_up(int(tokens.lengths.max())))
+        longest = self.longest if tokens is None else max(self.longest, int(tokens.lengths.max()))
         budget = self.budget if tokens is None else max(self.budget, longest)
         for own in batches.cut(lengths, budget, self.group.world)[self.group.rank]:
             yield batches.join(source, [rows[i] for i in own], longest=longest, device=self.device)
@@ -169,11 +169,6 @@ class Trainer:
         if before[1] is not None:
             torch.cuda.set_rng_state(before[1], self.device)
         return int(torch.cuda.max_memory_allocated(self.device)) if cuda else 0
-
-
-def rounded_up(longest: int) -> int:
-    """The longest row for the attention kernel: a constant of the run, so that nothing is compiled anew for it."""
-    return -(-longest // batches.ALIGNMENT) * batches.ALIGNMENT
 
 
 def _on_its_way(numbers: torch.Tensor) -> tuple[torch.Tensor, Any]:
