@@ -26,7 +26,7 @@ from selfinstruct.student.optimizer import AdamSettings, SplitAdamW, learning_ra
 from selfinstruct.student.parallel import Group
 from selfinstruct.student.prepare import prepare
 from selfinstruct.student.prompt import ALPACA, load_template
-from selfinstruct.student.recipes import Recipe, Runtime, recipe
+from selfinstruct.student.recipes import ATTENTION, Recipe, Runtime, recipe
 from selfinstruct.student.tokens import Tokens, tokenise
 from selfinstruct.student.trainee import load_model
 from selfinstruct.student.trainer import Trainer
@@ -292,6 +292,10 @@ def test_the_ladder_says_why_it_chose(model: Path) -> None:
 def test_a_window_shorter_than_the_rows_is_refused() -> None:
     with pytest.raises(UsageError, match="attends to 64 tokens only"):
         attention._window(128, {"sliding_window": 64})
+
+
+def test_the_kernels_that_a_run_may_ask_for_are_those_of_the_ladder() -> None:
+    assert ATTENTION == attention.KERNELS
 
 
 def test_recipes_are_the_published_ones() -> None:
