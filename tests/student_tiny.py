@@ -65,6 +65,25 @@ def tiny_model(folder: Path, seed: int = 0, **changes: Any) -> Path:
     return folder
 
 
+def other_model(folder: Path, kind: str, **changes: Any) -> Path:
+    """A random model of another type, with the byte tokenizer."""
+    import torch
+    from transformers import CONFIG_MAPPING, AutoModelForCausalLM
+
+    shape = {name: value for name, value in tiny_config().to_dict().items() if name in _SHAPE}
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(CONFIG_MAPPING[kind](**{**shape, **changes}))
+    model.save_pretrained(folder)
+    tiny_tokenizer().save_pretrained(folder)
+    return folder
+
+
+_SHAPE = frozenset(
+    "hidden_size intermediate_size num_hidden_layers num_attention_heads num_key_value_heads vocab_size "
+    "max_position_embeddings bos_token_id eos_token_id".split()
+)
+
+
 def spm_tokenizer(folder: Path) -> Any:
     """A SentencePiece-like tokenizer as LLaMA's is converted: byte fallback, merges, a space in front."""
     from tokenizers import Tokenizer, decoders, models, normalizers, processors

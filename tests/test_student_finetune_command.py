@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import shutil
 import signal
 from importlib.util import find_spec
@@ -17,7 +18,7 @@ torch = pytest.importorskip("torch", reason="the student needs the train extra")
 pytest.importorskip("transformers", reason="the student needs the train extra")
 
 import typer
-from student_tiny import make_rows, tiny_model, write_rows
+from student_tiny import make_rows, other_model, tiny_model, write_rows
 from typer.testing import CliRunner, Result
 
 from selfinstruct.cli import finetune as command
@@ -52,6 +53,7 @@ def test_a_stopped_run_exits_4_and_the_same_command_ends_it(made: tuple[str, str
     ended = finetune(*flags)
     assert ended.exit_code == 0, ended.stderr
     found = json.loads(ended.stdout)
+    assert json.loads(finetune(*flags).stdout)["loss"] == found["loss"] > 0
     assert (found["end"], found["step"], found["steps"]) == ("done", 3, 3)
     assert found["folder"] == str(tmp_path / "run" / "model")
 
@@ -97,6 +99,54 @@ def test_the_plan_reads_the_shape_of_a_model(made: tuple[str, str]) -> None:
     assert found["parameters"] == sum(p.numel() for p in model.parameters())
 
 
+def test_the_plan_honours_what_changes_the_memory() -> None:
+    def planned(*flags: str) -> dict[str, Any]:
+        found: dict[str, Any] = json.loads(finetune("--plan", "--json", *flags).stdout)
+        return found
+
+    def largest(found: dict[str, Any], method: str = "full") -> dict[str, Any]:
+        one: dict[str, Any] = next(f for f in found["fits"] if (f["card_gb"], f["method"]) == (141, method))
+        return one
+
+    usual = planned()
+    assert largest(planned("--adam-state", "8bit"))["adam_state"] == "8bit" != largest(usual)["adam_state"]
+    assert largest(planned("--checkpoint-layers", "32"))["checkpointed_layers"] == 32
+    assert largest(planned("--checkpoint-layers", "99"))["checkpointed_layers"] == 32
+    assert largest(planned("--tokens-per-micro-batch", "1000"))["tokens_per_micro_batch"] == 1000
+    assert planned("--dtype", "fp32")["least"]["full"]["weights"] == 2 * usual["least"]["full"]["weights"]
+    assert largest(planned("--lora-rank", "64"), "lora")["parts"]["adapters"] == (
+        4 * largest(usual, "lora")["parts"]["adapters"]
+    )
+
+
+@pytest.mark.parametrize(
+    ("kind", "changes", "said"),
+    [
+        ("gemma2", {}, "final_logit_softcapping are not supported"),
+        ("mixtral", {}, "num_local_experts are not supported"),
+        ("gpt2", {}, "of type 'gpt2' cannot be predicted"),
+        ("deepseek_v3", {"n_routed_experts": 4, "n_group": 1, "topk_group": 1, "num_experts_per_tok": 2,
+                         "first_k_dense_replace": 0}, "not supported|cannot be predicted"),
+    ],
+)  # fmt: skip
+def test_the_plan_gives_no_numbers_for_what_is_not_trained(
+    tmp_path: Path, kind: str, changes: dict[str, Any], said: str
+) -> None:
+    ended = finetune("--plan", "--model", str(other_model(tmp_path, kind, **changes)))
+    assert (ended.exit_code, ended.stdout) == (2, "")
+    assert re.search(said, ended.stderr), ended.stderr
+
+
+@pytest.mark.parametrize("kind", ["nemotron", "starcoder2", "qwen2"])
+def test_the_plan_counts_feed_forward_layers_of_two_maps_and_of_three(tmp_path: Path, kind: str) -> None:
+    from transformers import AutoModelForCausalLM
+
+    folder = other_model(tmp_path, kind)
+    found = json.loads(finetune("--plan", "--model", str(folder), "--json").stdout)
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    assert found["parameters"] == pytest.approx(sum(p.numel() for p in model.parameters()), rel=0.02)
+
+
 @pytest.mark.parametrize(
     ("flags", "code", "said"),
     [
@@ -110,6 +160,13 @@ def test_the_plan_reads_the_shape_of_a_model(made: tuple[str, str]) -> None:
         (["ROWS", "--model", "MODEL", "--adam-state", "4bit"], 2, "no Adam state '4bit'"),
         (["ROWS", "--model", "MODEL", "--set", "warmth=1"], 2, "no setting 'warmth'"),
         (["ROWS", "--model", "MODEL", "--set", "lora_alpha=x"], 2, "lora_alpha is 'x'"),
+        (["ROWS", "--model", "MODEL", "--lora-rank", "8"], 2, "lora_rank is given, and method full trains no adapters"),
+        (["ROWS", "--model", "MODEL", "--set", "lora_alpha=8"], 2, "lora_alpha is given"),
+        (["--plan", "--dtype", "fp8"], 2, "no dtype 'fp8'"),
+        (["--plan", "--attention", "best"], 2, "no attention 'best'"),
+        (["--plan", "--shard", "rows"], 2, "no way to shard 'rows'"),
+        (["--plan", "--backend", "best"], 2, "no backend 'best'"),
+        (["--plan", "--dtype", "fp32", "--adam-state", "8bit"], 2, "needs weights in bf16"),
     ],
 )
 def test_mistakes_are_told_with_a_remedy(
@@ -160,6 +217,8 @@ def test_of_several_processes_one_reports(
     monkeypatch.setenv("RANK", "1")
     ended = finetune(made[0], "--model", made[1], "-o", str(tmp_path / "run"), "--epochs", "0.1", "--json")
     assert (ended.exit_code, ended.stdout) == (0, "")
+    refused = finetune(made[0], "--model", made[1], "-o", made[1], "--json")
+    assert (refused.exit_code, refused.stdout, refused.stderr) == (2, "", "")
 
 
 def test_a_run_is_named_by_its_models_files_and_not_by_their_place(made: tuple[str, str], tmp_path: Path) -> None:

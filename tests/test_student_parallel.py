@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import socket
 import subprocess
 import sys
 import time
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -16,6 +18,8 @@ pytest.importorskip("torch", reason="the student needs the train extra")
 pytest.importorskip("transformers", reason="the student needs the train extra")
 
 from student_tiny import tiny_model, write_rows
+
+from selfinstruct.student.lock import held
 
 pytestmark = [pytest.mark.filterwarnings("default"), pytest.mark.slow]  # six processes import torch
 
@@ -32,11 +36,29 @@ print(json.dumps({"end": outcome.end, "losses": outcome.losses, "evaluations": o
 """
 
 
+COMMAND = """
+import sys
+from selfinstruct.cli.main import run
+sys.argv[0] = "selfinstruct"
+run()
+"""
+
+
 def start(world: int, *arguments: str, stop: Path | None = None) -> list[dict[str, object]]:
     """Run the program in ``world`` processes; what each printed last.
 
     ``stop``: a log; when it has a step's line, the last process, and no other one, gets SIGTERM.
     """
+    ended = run_in(world, PROGRAM, *arguments, stop=stop)
+    assert [code for code, _, _ in ended] == [0] * world, ended[0][2][-2000:]
+    return [json.loads(out.splitlines()[-1]) for _, out, _ in ended]
+
+
+def run_in(
+    world: int, program: str, *arguments: str, stop: Path | None = None, room: int | None = None
+) -> list[tuple[int, str, str]]:
+    """Exit code, standard output and standard error of each of ``world`` processes; files of the first one grow to at
+    most ``room`` bytes, as on a full disk."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -44,7 +66,8 @@ def start(world: int, *arguments: str, stop: Path | None = None) -> list[dict[st
               "GLOO_SOCKET_IFNAME": "lo"}  # fmt: skip
     processes = [
         subprocess.Popen(
-            [sys.executable, "-c", PROGRAM, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+            [sys.executable, "-c", program, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+            preexec_fn=(lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (room, room))) if room and r == 0 else None,
             env={**shared, **({"WORLD_SIZE": str(world), "RANK": str(r), "LOCAL_RANK": str(r)} if world > 1 else {})},
         )
         for r in range(world)
@@ -58,8 +81,7 @@ def start(world: int, *arguments: str, stop: Path | None = None) -> list[dict[st
     finally:
         for process in processes:
             process.kill()
-    assert [process.returncode for process in processes] == [0] * world, ended[0][1][-2000:]
-    return [json.loads(out.splitlines()[-1]) for out, _ in ended]
+    return [(process.returncode, *said) for process, said in zip(processes, ended, strict=True)]
 
 
 @pytest.mark.parametrize(
@@ -103,3 +125,28 @@ def test_a_signal_to_one_process_ends_all_with_nothing_lost(tmp_path: Path) -> N
     assert [line["step"] for line in logged if "loss" in line] == list(range(1, done + 1))
     state = json.loads((run / f"checkpoint-{done:08d}" / "state.json").read_text())
     assert state["tokens"] == logged[-1]["tokens"]
+
+
+@pytest.mark.parametrize("refusal", ["locked", "other", "nowhere", "no checkpoint", "no log"])
+def test_all_processes_end_with_the_leaders_refusal_and_one_tells_it(tmp_path: Path, refusal: str) -> None:
+    rows, model, run = write_rows(tmp_path / "rows.jsonl", 24), tiny_model(tmp_path / "model"), tmp_path / "run"
+    arguments = ["finetune", str(rows), "--model", str(model), "-o", str(run), "--device", "cpu", "--batch", "8"]
+    said = {"locked": "another process writes to it", "other": "holds a run that began otherwise",
+            "nowhere": "holds no model", "no checkpoint": "checkpoint-00000001: cannot be written",
+            "no log": "log.jsonl: cannot be written (File too large)"}  # fmt: skip
+    room = {"no checkpoint": 100_000, "no log": 5_000}.get(refusal)  # of the leader alone
+    with held(run, run / ".lock") if refusal == "locked" else nullcontext():
+        if refusal == "other":
+            (run).mkdir()
+            (run / "run.json").write_text('{"format": 0}')
+        elif refusal == "nowhere":
+            (model / "config.json").unlink()
+        long = ["--epochs", "40", "--save-every", "500" if refusal == "no log" else "1"]
+        ended = run_in(2, COMMAND, *arguments, *long, "--json", room=room)
+    code = 2 if refusal == "other" else 3
+    assert [one[0] for one in ended] == [code, code], ended[1][2][-2000:]
+    (_, out, err), (_, quiet_out, quiet_err) = ended
+    assert said[refusal] in err
+    assert said[refusal] in json.loads(out)["error"]
+    assert "Traceback" not in err
+    assert (quiet_out, "Traceback" in quiet_err, "error" in quiet_err) == ("", False, False), quiet_err[-2000:]

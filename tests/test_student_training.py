@@ -28,7 +28,7 @@ from selfinstruct.student.optimizer import AdamSettings, SplitAdamW, learning_ra
 from selfinstruct.student.parallel import Group
 from selfinstruct.student.prepare import prepare
 from selfinstruct.student.prompt import ALPACA, load_template
-from selfinstruct.student.recipes import Recipe, Runtime, recipe
+from selfinstruct.student.recipes import ATTENTION, Recipe, Runtime, recipe
 from selfinstruct.student.tokens import Tokens, tokenise
 from selfinstruct.student.trainee import load_model
 from selfinstruct.student.trainer import Trainer
@@ -329,6 +329,10 @@ def test_the_ladder_says_why_it_chose(model: Path) -> None:
         attention.choose(torch.device("cpu"), torch.float32, "varlen")
     loaded = load_model(str(model), dtype=torch.float32, kernel=choice, device=torch.device("cpu"))
     assert loaded.config._attn_implementation == "selfinstruct_sdpa"
+
+
+def test_the_kernels_that_a_run_may_ask_for_are_those_of_the_ladder() -> None:
+    assert ATTENTION == attention.KERNELS
 
 
 def test_recipes_are_the_published_ones() -> None:

@@ -16,9 +16,10 @@ import pytest
 torch = pytest.importorskip("torch", reason="the student needs the train extra")
 pytest.importorskip("transformers", reason="the student needs the train extra")
 
-from student_tiny import tiny_model, tiny_tokenizer, write_rows
+from student_tiny import other_model, tiny_model, tiny_tokenizer, write_rows
+from test_student_survival import files_limited_to
 
-from selfinstruct.errors import DamagedFile, IdentityError, MissingPackage, UsageError
+from selfinstruct.errors import DamagedFile, IdentityError, MissingPackage, OutputError, UsageError
 from selfinstruct.student import finetune as native
 from selfinstruct.student import trl_backend
 from selfinstruct.student.examples import read
@@ -149,6 +150,50 @@ def test_a_damaged_checkpoint_is_told(rows: Path, model: Path, tmp_path: Path) -
     file.write_bytes(file.read_bytes()[:1000])
     with pytest.raises(DamagedFile, match="checkpoint-1: cannot be read"):
         train(rows, model, tmp_path / "run")
+
+
+@with_trl
+@pytest.mark.parametrize("name", ["optimizer.pt", "scheduler.pt", "rng_state.pth", "model.safetensors"])
+def test_a_checkpoint_that_lacks_a_file_is_not_gone_on_from(rows: Path, model: Path, tmp_path: Path, name: str) -> None:
+    train(rows, model, tmp_path / "run", RECIPE, replace(CPU, max_steps=1))
+    (tmp_path / "run" / "checkpoint-1" / name).unlink()
+    with pytest.raises(DamagedFile, match=name) as caught:
+        train(rows, model, tmp_path / "run")
+    assert "rm -r" in caught.value.hint
+
+
+@with_trl
+def test_a_disk_that_is_full_in_the_middle_of_a_checkpoint_is_told(rows: Path, model: Path, tmp_path: Path) -> None:
+    weights = (model / "model.safetensors").stat().st_size
+    # The weights fit, and Adam's moments, twice their size, do not.
+    with files_limited_to(weights * 3 // 2), pytest.raises(OutputError, match="run: cannot be written"):
+        train(rows, model, tmp_path / "run", RECIPE, replace(CPU, max_steps=1))
+
+
+@with_trl
+def test_what_trl_refuses_is_an_error_of_ours(
+    rows: Path, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refusing(*_arguments: Any, **_options: Any) -> Any:
+        raise ValueError("Your setup doesn't support this.")
+
+    monkeypatch.setattr("selfinstruct.student.trl_trainer.SFTConfig", refusing)
+    monkeypatch.setattr("selfinstruct.student.trl_trainer.settings", refusing)
+    with pytest.raises(UsageError, match=r"TRL refuses this run \(Your setup") as caught:
+        train(rows, model, tmp_path / "run")
+    assert "--backend native" in caught.value.hint
+
+
+@with_trl
+@pytest.mark.parametrize("kind", ["gpt2", "gemma2", "mixtral"])
+def test_models_that_the_native_loss_does_not_suit_train_on_a_cpu(rows: Path, tmp_path: Path, kind: str) -> None:
+    other = other_model(tmp_path / kind, kind)
+    with pytest.raises(UsageError, match="not supported by fine-tuning") as caught:
+        native.finetune(str(rows), str(other), tmp_path / "run", RECIPE, CPU)
+    assert "--backend trl" in caught.value.hint
+    outcome = train(rows, other, tmp_path / "trl", replace(RECIPE, epochs=1))
+    assert outcome.end == "done"
+    assert outcome.losses[-1] < outcome.losses[0]
 
 
 @with_trl

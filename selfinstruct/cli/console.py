@@ -8,9 +8,10 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from typing import Any, TextIO
+from typing import Any, NoReturn, TextIO
 
 import typer
 
@@ -58,19 +59,26 @@ def _to_nowhere(stream: TextIO) -> None:
 
 
 @contextmanager
-def errors_shown(*, as_json: bool = False) -> Iterator[None]:
-    """Show an error of ours as message and remedy, and exit with its code."""
+def errors_shown(*, as_json: bool = False, silent: bool = False) -> Iterator[None]:
+    """Show an error of ours as message and remedy, and exit with its code; ``silent``: another process shows it."""
     try:
         yield
     except SelfInstructError as error:
-        fail(_name_too_long(error) or error, as_json=as_json)
+        fail(_name_too_long(error) or error, as_json=as_json, silent=silent)
     except OSError as error:
         if (wrong := _name_too_long(error)) is None:
             raise
-        fail(wrong, as_json=as_json)
+        fail(wrong, as_json=as_json, silent=silent)
     except KeyboardInterrupt:
         say("interrupted")
         raise typer.Exit(130) from None
+
+
+def leave_last(code: int) -> NoReturn:
+    """Exit in a process that leaves the report to another one. What starts several ends all as soon as one has failed:
+    the one that reports must have done so by then."""
+    time.sleep(1 if code else 0)
+    raise typer.Exit(code)
 
 
 def _name_too_long(error: Exception) -> UsageError | None:
@@ -133,8 +141,10 @@ def _sent_again_when_dropped() -> Iterator[None]:
         sys.unraisablehook = before
 
 
-def fail(error: SelfInstructError, *, as_json: bool = False) -> None:
-    """Print an error and exit."""
+def fail(error: SelfInstructError, *, as_json: bool = False, silent: bool = False) -> None:
+    """Print an error, unless ``silent``, and exit."""
+    if silent:
+        leave_last(error.exit_code)
     say(f"error: {error.message}")
     if error.hint:
         say(f"hint: {error.hint}")

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from selfinstruct.cli import options
-from selfinstruct.cli.console import errors_shown, result, result_json, say
+from selfinstruct.cli.console import errors_shown, leave_last, result, result_json, say
 
 if TYPE_CHECKING:
     from selfinstruct.student.ledger import Outcome
@@ -51,6 +51,17 @@ Set = Annotated[
         help="Any other setting: warmup, schedule, weight_decay, lora_alpha, lora_targets...",
     ),
 ]
+Shard = Annotated[
+    str, typer.Option(help="Over several GPUs: auto (by memory), states (of Adam; faster), weights (too; smaller).")
+]
+Plan = Annotated[
+    bool,
+    typer.Option(
+        "--plan",
+        help="Print the predicted memory and what fits one GPU, for every method; train nothing. DATASET, -o, "
+        "--method, --shard and what changes no memory are not used.",
+    ),
+]
 
 
 def register(app: typer.Typer) -> None:
@@ -86,15 +97,11 @@ def finetune(
     eval_every: Annotated[int, typer.Option(help="Steps between validation losses; 0: each epoch.", min=0)] = 0,
     max_steps: Annotated[int, typer.Option(help="Stop after so many steps of this command; resumable.", min=0)] = 0,
     compile_: Annotated[bool, typer.Option("--compile/--no-compile", help="Compile the layers on a GPU.")] = True,
-    shard: Annotated[
-        str, typer.Option(help="Over several GPUs: auto (by memory), states (of Adam; faster), weights (too; smaller).")
-    ] = "auto",
+    shard: Shard = "auto",
     tensorboard: Annotated[bool, typer.Option("--tensorboard", help="Write TensorBoard's files into RUN.")] = False,
     wandb: Annotated[bool, typer.Option("--wandb", help="Send the figures to Weights & Biases.")] = False,
     backend: Annotated[str, typer.Option(help="native, or trl (TRL's SFTTrainer, if it is installed).")] = "native",
-    plan: Annotated[
-        bool, typer.Option("--plan", help="Print the predicted memory and what fits; train nothing.")
-    ] = False,
+    plan: Plan = False,
     settings: Set = None,
     json: options.Json = False,
 ) -> None:
@@ -102,47 +109,59 @@ def finetune(
 
     The run resumes with the same command. It needs the train extra: pip install 'selfinstruct[train]'.
     """
-    with errors_shown(as_json=json):
-        from selfinstruct.errors import UsageError
+    with errors_shown(as_json=json, silent=not _reports()):
         from selfinstruct.student import recipes
 
         named = {"template": template, "epochs": epochs, "batch": batch, "lr": lr, "max_length": max_length,
                  "hold_out": hold_out, "lora_rank": lora_rank, "seed": seed}  # fmt: skip
-        chosen = recipes.recipe(recipe, method, **{**options.assigned(settings), **options.given(named)})
-        if plan:
-            return _plan(model, chosen, as_json=json)
-        if not (data and model and run):
-            raise UsageError("finetune needs DATASET, --model and -o RUN", hint="selfinstruct finetune --help")
+        given = {**options.assigned(settings), **options.given(named)}
+        chosen = recipes.recipe(recipe, method, **given)
         runtime = recipes.Runtime(
             dtype, device, attention, adam_state, tokens_per_micro_batch, checkpoint_layers, compile_, shard,
             save_every, eval_every, max_steps, tensorboard, wandb,
         )  # fmt: skip
+        recipes.require_known(runtime)
+        if plan:
+            return _plan(data, model, chosen, runtime, backend, as_json=json)
+        recipes.require_used(chosen, given)
         _train(data, model, run, chosen, runtime, backend, as_json=json)
 
 
-def _plan(model: str | None, recipe: Recipe, *, as_json: bool) -> None:
+def _plan(
+    data: str | None, model: str | None, recipe: Recipe, runtime: Runtime, backend: str, *, as_json: bool
+) -> None:
     """Print what the run would take."""
     from selfinstruct.student import fits
 
+    _require_backend(backend)
+    if data is not None:
+        say(f"--plan looks at no rows: {data} is not used")
     if model is not None:
         from selfinstruct.student.packages import require_packages
 
         require_packages()
-    name, shape = fits.known_shape(model)
+    name, shape = fits.known_shape(model, native=backend == "native")
     if as_json:
-        result_json(fits.as_json(name, shape, recipe))
+        result_json(fits.as_json(name, shape, recipe, runtime))
     else:
-        result(fits.as_text(name, shape, recipe))
+        result(fits.as_text(name, shape, recipe, runtime))
 
 
-def _train(data: str, model: str, run: Path, recipe: Recipe, runtime: Runtime, backend: str, *, as_json: bool) -> None:
+def _train(
+    data: str | None, model: str | None, run: Path | None, recipe: Recipe, runtime: Runtime, backend: str, *,
+    as_json: bool,
+) -> None:  # fmt: skip
     """Train, report, and exit with the right code."""
+    from selfinstruct.errors import UsageError
+
+    if not (data and model and run):
+        raise UsageError("finetune needs DATASET, --model and -o RUN", hint="selfinstruct finetune --help")
     work, line = _backend(backend), _Line()
     outcome = work(data, model, run, recipe, runtime, say=line.say, on_progress=line)
     command = "the same command resumes it"
     code = {"done": 0, "limit": 4, "signal": 128 + (outcome.signal or 2)}[outcome.end]
-    if os.environ.get("RANK", "0") != "0":  # of several processes one reports
-        raise typer.Exit(code)
+    if not _reports():
+        leave_last(code)
     if as_json:
         result_json(_as_json(outcome, code))
     elif outcome.end == "done":
@@ -156,13 +175,24 @@ def _train(data: str, model: str, run: Path, recipe: Recipe, runtime: Runtime, b
         raise typer.Exit(code)
 
 
-def _backend(name: str) -> Callable[..., Outcome]:
-    """What trains. The packages it needs are looked for first."""
+def _reports() -> bool:
+    """Whether this process prints how the run ended: one of several does, which torchrun numbers."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def _require_backend(name: str) -> None:
+    """UsageError for a backend that does not exist."""
     from selfinstruct.errors import UsageError
-    from selfinstruct.student.packages import require_packages
 
     if name not in ("native", "trl"):
         raise UsageError(f"no backend {name!r}", hint="known: native, trl")
+
+
+def _backend(name: str) -> Callable[..., Outcome]:
+    """What trains. The packages it needs are looked for first."""
+    from selfinstruct.student.packages import require_packages
+
+    _require_backend(name)
     require_packages()
     if name == "trl":
         from selfinstruct.student import trl_backend
@@ -178,7 +208,7 @@ def _as_json(outcome: Outcome, code: int) -> dict[str, Any]:
         "end": outcome.end,
         "step": outcome.step,
         "steps": outcome.steps,
-        "loss": outcome.losses[-1] if outcome.losses else None,
+        "loss": outcome.loss,
         "evaluations": [{"step": step, "loss": loss} for step, loss in outcome.evaluations],
         "tokens_per_second": outcome.tokens_per_second,
         "mfu": outcome.mfu,

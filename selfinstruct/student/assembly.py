@@ -14,6 +14,7 @@ from selfinstruct.student.optimizer import AdamSettings, SplitAdamW
 from selfinstruct.student.parallel import Group
 from selfinstruct.student.prepare import Prepared
 from selfinstruct.student.recipes import Recipe, Runtime
+from selfinstruct.student.tokens import Tokens
 from selfinstruct.student.trainee import Trainee, load_model
 from selfinstruct.student.trainer import Trainer
 
@@ -21,14 +22,8 @@ from selfinstruct.student.trainer import Trainer
 def build(prepared: Prepared, runtime: Runtime, group: Group) -> tuple[Trainer, Any]:
     """Load the model and everything around it: (trainer, peft's handle or None)."""
     recipe, plan = prepared.recipe, prepared.plan
-    torch.manual_seed(recipe.seed)
-    model = load_model(
-        prepared.model, dtype=prepared.dtype, kernel=prepared.kernel, device=prepared.device,
-        four_bit=recipe.method == "qlora",
-    )  # fmt: skip
-    handle = adapters.add(model, recipe, lasting(prepared.model)) if recipe.method != "full" else None
     cuda = prepared.device.type == "cuda"
-    exactness.require(Trainee(model), prepared.kernel, int(prepared.train.lengths.max()))
+    model, handle = group.agree(lambda: _loaded(prepared))
     trainee = assemble(
         model, checkpointed=plan.checkpointed_layers,
         compiled=runtime.compile and cuda and prepared.kernel.compiles and recipe.method != "qlora",
@@ -42,6 +37,19 @@ def build(prepared: Prepared, runtime: Runtime, group: Group) -> tuple[Trainer, 
         steps=prepared.steps, budget=plan.tokens, group=group, device=prepared.device,
     )  # fmt: skip
     return trainer, handle
+
+
+def _loaded(prepared: Prepared) -> tuple[Any, Any]:
+    """The model, looked at, with the adapters of its handle, if any."""
+    recipe = prepared.recipe
+    torch.manual_seed(recipe.seed)
+    model = load_model(
+        prepared.model, dtype=prepared.dtype, kernel=prepared.kernel, device=prepared.device,
+        four_bit=recipe.method == "qlora",
+    )  # fmt: skip
+    handle = adapters.add(model, recipe, lasting(prepared.model)) if recipe.method != "full" else None
+    exactness.require(Trainee(model), prepared.kernel, int(prepared.train.lengths.max()))
+    return model, handle
 
 
 def assemble(model: Any, *, checkpointed: int = 0, compiled: bool = False) -> Trainee:
@@ -61,15 +69,24 @@ def announce(prepared: Prepared, say: Callable[[str], None]) -> None:
         f"{train.truncated} rows cut at {recipe.max_length} tokens, {train.dropped} left out (prompts alone that long)"
     )
     if prepared.validation is not None:
-        own = bool(prepared.source.validation)
-        unused = f", so --hold-out {recipe.hold_out} is not needed" if own and recipe.hold_out else ""
-        say(f"{len(prepared.validation)} rows for the validation loss: "
-            + (f"the dataset's validation split{unused}" if own else f"held out, seed {recipe.seed}"))  # fmt: skip
+        say(said_of_validation(prepared, prepared.validation))
     say(f"{prepared.steps} steps of {recipe.batch} rows, template {prepared.template.name}, method {recipe.method}")
     say(f"on {prepared.device} in {str(prepared.dtype).removeprefix('torch.')}; attention: {prepared.kernel.kernel} "
         f"({prepared.kernel.reason})")  # fmt: skip
     say(f"micro-batches of at most {plan.tokens} tokens, Adam moments in {plan.adam_state}, "
         f"{plan.checkpointed_layers} layers recomputed: {plan.reason}")  # fmt: skip
+
+
+def said_of_validation(prepared: Prepared, rows: Tokens) -> str:
+    """Which rows the validation loss is taken over, and what became of them."""
+    recipe, own = prepared.recipe, bool(prepared.source.validation)
+    unused = f", so --hold-out {recipe.hold_out} is not needed" if own and recipe.hold_out else ""
+    where = f"the dataset's validation split{unused}" if own else f"held out, seed {recipe.seed}"
+    if not len(rows):
+        return f"no validation loss: the prompts of all {rows.dropped} rows fill {recipe.max_length} tokens ({where})"
+    said = f"{len(rows)} rows for the validation loss: {where}"
+    lost = f"; {rows.truncated} of them cut, {rows.dropped} left out (prompts alone that long)"
+    return said + (lost if rows.truncated or rows.dropped else "")
 
 
 def lasting(model: str) -> str:

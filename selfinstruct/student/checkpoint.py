@@ -25,6 +25,7 @@ from selfinstruct.student.parallel import Group
 
 _NAME = re.compile(r"checkpoint-(\d{8})")
 _FILE_BYTES = 4 << 30
+STATE_FILE = "state.json"  # written last
 # What several processes wrote parts of before checkpoints named it.
 _BEFORE = "weights"
 
@@ -43,46 +44,67 @@ def save(
 ) -> Path:  # fmt: skip
     """Write a checkpoint and remove older ones. OutputError when the disk has no room for it."""
     target = run / f"checkpoint-{position.step:08d}"
-    if target.is_dir():
+    if _whole(target):
         return target
     say(f"step {position.step}: checkpoint")
-    try:
-        _save(run, target, position, optimizer, group)
-    except (OSError, SafetensorError) as error:
-        raise OutputError(f"{target}: cannot be written ({error})", hint="free disk space") from error
+    work = run / f".{target.name}.tmp"
+
+    def done(part: Callable[[], None], *, by_all: bool = False) -> None:
+        """A part of it, by the leader or ``by_all``, before anybody begins the next one."""
+
+        def mapped() -> None:
+            try:
+                if by_all or group.leads:
+                    part()
+            except (OSError, SafetensorError) as error:
+                raise OutputError(f"{target}: cannot be written ({error})", hint="free disk space") from error
+
+        group.agree(mapped)
+
+    done(lambda: _begin(run, work, optimizer, group))
+    done(lambda: _write_tensors(work, optimizer, group), by_all=True)
+    done(lambda: _end(run, work, target, position, optimizer, group))
     return target
 
 
-def _save(run: Path, target: Path, position: Position, optimizer: SplitAdamW, group: Group) -> None:
-    work = run / f".{target.name}.tmp"
+def _begin(run: Path, work: Path, optimizer: SplitAdamW, group: Group) -> None:
+    """The folder to write to, on a disk that has room."""
     needed = sum(t.numel() * t.element_size() for _, t in _tensors(optimizer))
-    if group.leads:
-        remove_unfinished(run)
-        work.mkdir(parents=True)
-        free = shutil.disk_usage(run).free
-        if free < needed * group.world * 1.02:
-            raise OutputError(
-                f"{run}: a checkpoint needs {needed * group.world / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free",
-                hint="free disk space, choose another -o, or save less often with --save-every",
-            )
-    group.wait()
-    _write_tensors(work, optimizer, group)
-    group.wait()
-    if group.leads:
-        state = {"step": position.step, "tokens": position.tokens, "updates": optimizer.steps, "world": group.world,
-                 "shard": optimizer.share.name}  # fmt: skip
-        write_text(work / "state.json", json.dumps(state) + "\n")
-        publish(work, target)
-        for older in _all(run):
-            if older != target:
-                shutil.rmtree(older, ignore_errors=True)
-    group.wait()
+    remove_unfinished(run)
+    work.mkdir(parents=True)
+    free = shutil.disk_usage(run).free
+    if free < needed * group.world * 1.02:
+        raise OutputError(
+            f"{run}: a checkpoint needs {needed * group.world / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free",
+            hint="free disk space, choose another -o, or save less often with --save-every",
+        )
+
+
+def _end(run: Path, work: Path, target: Path, position: Position, optimizer: SplitAdamW, group: Group) -> None:
+    """The position beside the tensors, the folder's name, and the end of the checkpoints before."""
+    state = {"step": position.step, "tokens": position.tokens, "updates": optimizer.steps, "world": group.world,
+             "shard": optimizer.share.name}  # fmt: skip
+    write_text(work / STATE_FILE, json.dumps(state) + "\n")
+    if target.is_dir():  # what is left of one: ``incomplete``
+        shutil.rmtree(target)
+    publish(work, target)
+    for other in _named(run):
+        if other != target:
+            shutil.rmtree(other, ignore_errors=True)
 
 
 def remove_unfinished(run: Path) -> None:
     """Remove what processes that were killed while they saved have left: as large as a checkpoint each."""
     for work in run.glob(".checkpoint-*.tmp"):
-        shutil.rmtree(work, ignore_errors=True)
+        if _NAME.fullmatch(work.name[1:-4]):
+            shutil.rmtree(work, ignore_errors=True)
+
+
+def remove_all(run: Path) -> None:
+    """Remove the checkpoints of a run that is done, and what was left of unfinished ones."""
+    remove_unfinished(run)
+    for old in _named(run):
+        shutil.rmtree(old, ignore_errors=True)
 
 
 def newest(run: Path) -> Path | None:
@@ -91,11 +113,16 @@ def newest(run: Path) -> Path | None:
     return found[-1] if found else None
 
 
+def incomplete(run: Path) -> list[Path]:
+    """Folders with a checkpoint's name that lack the file written last: nothing can go on from them."""
+    return [path for path in _named(run) if not _whole(path)]
+
+
 def scheme(run: Path) -> str:
     """Which parts the processes of a run's newest checkpoint wrote, a scheme's name; "" without one."""
     found = newest(run)
     try:
-        state = json.loads((found / "state.json").read_text(encoding="utf-8")) if found else {"world": 1}
+        state = json.loads((found / STATE_FILE).read_text(encoding="utf-8")) if found else {"world": 1}
         return str(state.get("shard", _BEFORE if int(state["world"]) > 1 else ""))
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return ""  # ``restore`` says what is wrong with it
@@ -103,10 +130,22 @@ def scheme(run: Path) -> str:
 
 def restore(folder: Path, optimizer: SplitAdamW, group: Group) -> Position:
     """Load a checkpoint into the optimizer and its parameters, and set the random states; where to go on."""
+    position, optimizer.steps = group.agree(lambda: _read(folder, optimizer, group))
+    for parameter in optimizer.parameters.values():
+        optimizer.share.updated(parameter)  # parts of it came from this file, the others from their processes
+    optimizer.share.all_updated()
+    optimizer.share.settle()
+    return position
+
+
+def _read(folder: Path, optimizer: SplitAdamW, group: Group) -> tuple[Position, int]:
+    """This process's part of a checkpoint, put where it belongs; its position, and the updates until then."""
     try:
-        state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
-        position, updates, world = Position(int(state["step"]), int(state["tokens"])), state["updates"], state["world"]
-        parts = state.get("shard", _BEFORE if optimizer.share.name else "")
+        state = json.loads((folder / STATE_FILE).read_text(encoding="utf-8"))
+        position, updates = Position(int(state["step"]), int(state["tokens"])), int(state["updates"])
+        world, parts = int(state["world"]), str(state.get("shard", _BEFORE if optimizer.share.name else ""))
+        if f"checkpoint-{position.step:08d}" != folder.name:
+            raise ValueError(f"{STATE_FILE} says that it is of step {position.step}")
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DamagedFile(f"{folder}: cannot be read ({error})", hint=f"remove it: rm -r {folder}") from error
     if world != group.world:
@@ -129,12 +168,7 @@ def restore(folder: Path, optimizer: SplitAdamW, group: Group) -> Position:
     missing = set(wanted) - seen
     if missing:
         raise DamagedFile(f"{folder}: lacks {len(missing)} tensors ({min(missing)} ...)", hint=f"remove {folder}")
-    optimizer.steps = int(updates)
-    for parameter in optimizer.parameters.values():
-        optimizer.share.updated(parameter)  # parts of it came from this file, the others from their processes
-    optimizer.share.all_updated()
-    optimizer.share.settle()
-    return position
+    return position, updates
 
 
 @torch.no_grad()
@@ -177,5 +211,14 @@ def _write_tensors(work: Path, optimizer: SplitAdamW, group: Group) -> None:
 
 
 def _all(run: Path) -> list[Path]:
-    """Checkpoints of a run, oldest first."""
-    return sorted(p for p in run.glob("checkpoint-*") if _NAME.fullmatch(p.name) and (p / "state.json").is_file())
+    """Whole checkpoints of a run, oldest first."""
+    return [path for path in _named(run) if _whole(path)]
+
+
+def _named(run: Path) -> list[Path]:
+    """Folders with a checkpoint's name, oldest first: nobody else's are looked at, and none of theirs removed."""
+    return sorted(path for path in run.glob("checkpoint-*") if _NAME.fullmatch(path.name) and path.is_dir())
+
+
+def _whole(folder: Path) -> bool:
+    return (folder / STATE_FILE).is_file()

@@ -90,7 +90,7 @@ def _rows(path: Path) -> list[Example]:
         if problem:
             bad.append(f"{place}: {problem}")
         else:
-            found.append(Example(row["instruction"], row.get("input") or "", row["output"]))
+            found.append(Example(row["instruction"], _input(row), row["output"]))
     if bad:
         raise UsageError(
             listed(str(path), bad), hint="every row needs the texts instruction and output, and may have input"
@@ -104,13 +104,20 @@ def listed(source: str, bad: list[str]) -> str:
     return "\n".join([f"{source}: {len(bad)} bad rows", *bad[:10], *more])
 
 
+def _input(row: Mapping[str, Any]) -> Any:
+    """A row's input; "" where there is none: another value that is false is a value."""
+    found = row.get("input")
+    return "" if found is None else found
+
+
 def _problem(row: Mapping[str, Any]) -> str:
     """What is wrong with a row, "" for nothing."""
     for column in ("instruction", "output"):
         if not isinstance(row.get(column), str):
-            return f"has no text {column!r}"
-    if not isinstance(row.get("input") or "", str):
+            seen = ", ".join(repr(str(name)[:40]) for name in list(row)[:8]) + (", ..." if len(row) > 8 else "")
+            return f"has no text {column!r} (its columns: {seen or 'none'})"
+    if not isinstance(_input(row), str):
         return "has an 'input' that is no text"
-    if not is_unicode(row["instruction"] + (row.get("input") or "") + row["output"]):
+    if not is_unicode(row["instruction"] + _input(row) + row["output"]):
         return "holds half a character (a lone surrogate)"
     return "" if row["instruction"].strip() else "has an empty instruction"

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import shutil
 import signal
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import ExitStack
 from pathlib import Path
 
 import torch
@@ -47,18 +46,30 @@ def finetune(
     group = parallel.join("cuda" if runtime.device != "cpu" and torch.cuda.is_available() else "cpu")
     quiet: Say = say if group.leads else lambda _line: None
     try:
+        group.agree(lambda: manifest.require_own(run))
         quiet(f"reading and tokenising {data} ...")
-        prepared = prepare(data, model, recipe, runtime, group, run)
-        with held(run, run / LOCK_FILE) if group.leads else nullcontext():
-            if group.leads:
-                manifest.freeze(run, prepared.manifest())
-            group.wait()
-            done = result.finished(run)
+        prepared = group.agree(lambda: prepare(data, model, recipe, runtime, group, run))
+        with ExitStack() as stack:
+
+            def claim() -> None:
+                if group.leads:
+                    stack.enter_context(held(run, run / LOCK_FILE))
+                    manifest.freeze(run, prepared.manifest())
+
+            group.agree(claim)
+            done = group.agree(lambda: result.finished(run))
             if done is not None:
-                return already(run, done, prepared)
+                return already(done, prepared)
             return _Run(run, prepared, runtime, group, quiet, on_progress).work()
     except torch.cuda.OutOfMemoryError as error:
-        raise explained(error, recipe) from error
+        told = explained(error, recipe)
+        if not group.leads:  # the leader, which reports for all, cannot know it
+            say(f"process {group.rank}: {told.message}")
+        raise told from error
+    except RuntimeError as error:
+        if (lost := parallel.lost(error, group)) is not None:
+            raise lost from error
+        raise
     finally:
         parallel.leave()
 
@@ -74,11 +85,11 @@ class _Run:
         self.say = say
         self.stop_signal = 0
         announce(prepared, say)
+        self.ledger = group.agree(lambda: Ledger(
+            folder, prepared, runtime, processes=group.world, writes=group.leads, say=say, on_progress=on_progress
+        ))  # fmt: skip
         say("loading the model ...")
         self.trainer, self.handle = build(prepared, runtime, group)
-        self.ledger = Ledger(
-            folder, prepared, runtime, processes=group.world, writes=group.leads, say=say, on_progress=on_progress
-        )
 
     def work(self) -> Outcome:
         """All remaining steps."""
@@ -124,7 +135,7 @@ class _Run:
             if evaluates or saves or stops or done == last:
                 self._report(waiting)
                 waiting = None
-            if evaluates and self.prepared.validation is not None:
+            if evaluates:
                 self._evaluate(done)
             if saves and done < self.prepared.steps:
                 self._save(done)
@@ -145,10 +156,12 @@ class _Run:
     def _resume(self) -> int:
         """Load the newest checkpoint, if any; the first step to take."""
         found, position = checkpoint.newest(self.folder), Position(0, 0)
+        for cut_off in checkpoint.incomplete(self.folder):
+            self.say(f"{cut_off}: has no {checkpoint.STATE_FILE}, so it is passed over, and replaced by the next one")
         if found is not None:
             position = checkpoint.restore(found, self.trainer.optimizer, self.group)
             self.say(f"going on after step {position.step} of {self.prepared.steps}")
-        self.ledger.begin(position.step, position.tokens)
+        self.group.agree(lambda: self.ledger.begin(position.step, position.tokens))
         return position.step
 
     def _save(self, done: int) -> None:
@@ -161,7 +174,7 @@ class _Run:
         self.ledger.step(finished.step + 1, loss, norm, finished.lr, finished.tokens)
 
     def _evaluate(self, done: int) -> None:
-        if self.prepared.validation is not None:
+        if self.prepared.validation:
             self.ledger.evaluated(done, self.trainer.evaluate(self.prepared.validation))
 
     def _finish(self) -> Outcome:
@@ -171,9 +184,7 @@ class _Run:
             self.folder, self.trainer.trainee, self.handle, tokenizer=self.prepared.tokenizer,
             template=self.prepared.template, group=self.group, sharded=self.trainer.share.splits_weights,
         )  # fmt: skip
-        outcome = self.ledger.outcome("done", self.prepared.steps, folder)
+        outcome = self.group.agree(lambda: self.ledger.outcome("done", self.prepared.steps, folder))
         if self.group.leads:
-            checkpoint.remove_unfinished(self.folder)
-            for old in self.folder.glob("checkpoint-*"):
-                shutil.rmtree(old, ignore_errors=True)
+            checkpoint.remove_all(self.folder)
         return outcome

@@ -5,13 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from selfinstruct.student.memory import CARDS, LLAMA_7B, Plan, Shape, choose, predict, shape_of, weight_bytes
-from selfinstruct.student.recipes import METHODS, Recipe
+from selfinstruct.student.memory import CARDS, LLAMA_7B, Plan, Shape, choose, predict, weight_bytes
+from selfinstruct.student.recipes import METHODS, Recipe, Runtime, moments
 
 # Tokens of a large step of 128 Alpaca rows; the longest row is the recipe's limit.
 _TOKENS_A_ROW = 140
 _CARD_GB, _RAM_GB, _DISK_GB = 12, 16, 2  # of the claim
 _NAMES = {"full": "full", "lora": "LoRA", "qlora": "QLoRA"}
+_USUAL = Runtime()
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,45 +24,61 @@ class Fit:
     plan: Plan | None
 
 
-def known_shape(model: str | None) -> tuple[str, Shape]:
-    """(name, shape) of a model's folder or Hub name; LLaMA-7B when none is named. ModelFileError when unreadable."""
+def known_shape(model: str | None, *, native: bool = True) -> tuple[str, Shape]:
+    """(name, shape) of a model's folder or Hub name; LLaMA-7B when none is named.
+
+    ModelFileError when unreadable, UsageError for a model that would not be trained, or whose memory is not known.
+    """
     if model is None:
         return "LLaMA-7B", LLAMA_7B
-    from selfinstruct.student.source import locate
+    from selfinstruct.student.counting import counted_shape
+    from selfinstruct.student.trainee import check_supported, located
     from selfinstruct.student.weights import load_config
 
-    source = locate(model)
-    return source.name, shape_of(load_config(source))
+    source = located(model)
+    config = load_config(source)
+    if native:
+        check_supported(config)
+    return source.name, counted_shape(config)
 
 
-def fits(shape: Shape, recipe: Recipe) -> list[Fit]:
-    """The fastest way for each method on each card, with the recipe's batch and lengths."""
+def fits(shape: Shape, recipe: Recipe, runtime: Runtime = _USUAL) -> list[Fit]:
+    """The fastest way for each method on each card, with the recipe's batch and lengths, and what ``runtime`` sets."""
     found = []
+    fp32 = runtime.dtype == "fp32"
+    # The kernels that a layer can be compiled with take 16 bits alone.
+    compiled = runtime.compile and not fp32 and runtime.attention in ("auto", "varlen", "flash")
     for card, size in CARDS.items():
         for method in METHODS:
             plan = choose(
                 shape, method, size, step_tokens=_TOKENS_A_ROW * recipe.batch, longest=recipe.max_length,
-                rank=recipe.lora_rank, targets=recipe.lora_targets, compiled=method != "qlora",
+                rank=recipe.lora_rank, targets=recipe.lora_targets, compiled=compiled and method != "qlora",
+                adam_state=moments(runtime, fp32=fp32), bytes_per_number=4 if fp32 else 2,
+                tokens=max(runtime.tokens, recipe.max_length) if runtime.tokens else 0,
+                checkpointed_layers=min(runtime.checkpointed_layers, shape.layers),
             )  # fmt: skip
             found.append(Fit(card, method, plan))
     return found
 
 
-def least(shape: Shape, method: str, recipe: Recipe) -> Plan:
+def least(shape: Shape, method: str, recipe: Recipe, runtime: Runtime = _USUAL) -> Plan:
     """The least memory that a method can do with: one longest row at a time, all layers recomputed."""
+    fp32 = runtime.dtype == "fp32"
+    state = moments(runtime, fp32=fp32)
+    smallest = "8bit" if method == "full" else "fp32"
     return predict(
-        shape, method, tokens=recipe.max_length, adam_state="8bit" if method == "full" else "fp32",
+        shape, method, tokens=recipe.max_length, adam_state=smallest if state == "auto" else state,
         checkpointed_layers=shape.layers, rank=recipe.lora_rank, targets=recipe.lora_targets,
-        compiled=method != "qlora",
+        compiled=method != "qlora" and not fp32, bytes_per_number=4 if fp32 else 2,
     )  # fmt: skip
 
 
-def as_text(name: str, shape: Shape, recipe: Recipe) -> str:
+def as_text(name: str, shape: Shape, recipe: Recipe, runtime: Runtime = _USUAL) -> str:
     """The tables for a terminal."""
     lines = [f"{name}: {shape.parameters / 1e9:.2f}e9 parameters; at most {recipe.max_length} tokens a row, "
              f"{recipe.batch} rows a step; GB are 10^9 bytes", ""]  # fmt: skip
     lines += ["card    method  GB predicted  micro-batch  Adam  layers recomputed"]
-    found = fits(shape, recipe)
+    found = fits(shape, recipe, runtime)
     for fit in found:
         if fit.plan is None:
             lines.append(f"{fit.card_gb:3} GB  {fit.method:6}  does not fit")
@@ -71,7 +88,7 @@ def as_text(name: str, shape: Shape, recipe: Recipe) -> str:
             lines.append(f"{fit.card_gb:3} GB  {fit.method:6}  {size:12.1f}  {p.tokens:11}  {p.adam_state:4}  {depth}")
     lines += ["", "least memory (one row at a time, every layer recomputed), GB by part:"]
     for method in METHODS:
-        plan = least(shape, method, recipe)
+        plan = least(shape, method, recipe, runtime)
         parts = ", ".join(f"{part} {size / 1e9:.1f}" for part, size in plan.parts.items() if size >= 5e7)
         lines.append(f"  {method:6} {plan.total / 1e9:5.1f} = {parts}")
     return "\n".join([*lines, "", *the_claim(shape, recipe, found)])
@@ -110,7 +127,7 @@ def _training(shape: Shape, recipe: Recipe, found: list[Fit]) -> str:
     return f"Training: {', '.join(from_size)}{'' if len(fitting) == len(METHODS) else ', nothing else'}."
 
 
-def as_json(name: str, shape: Shape, recipe: Recipe) -> dict[str, Any]:
+def as_json(name: str, shape: Shape, recipe: Recipe, runtime: Runtime = _USUAL) -> dict[str, Any]:
     """The same for programs; sizes in bytes."""
     return {
         "model": name,
@@ -120,7 +137,7 @@ def as_json(name: str, shape: Shape, recipe: Recipe) -> dict[str, Any]:
              **({} if fit.plan is None else {
                  "bytes": fit.plan.total, "parts": dict(fit.plan.parts), "tokens_per_micro_batch": fit.plan.tokens,
                  "adam_state": fit.plan.adam_state, "checkpointed_layers": fit.plan.checkpointed_layers})}
-            for fit in fits(shape, recipe)
+            for fit in fits(shape, recipe, runtime)
         ],
-        "least": {method: dict(least(shape, method, recipe).parts) for method in METHODS},
+        "least": {method: dict(least(shape, method, recipe, runtime).parts) for method in METHODS},
     }  # fmt: skip

@@ -15,6 +15,7 @@ from selfinstruct.durable import write_text
 from selfinstruct.errors import UsageError
 from selfinstruct.student import result, watchers
 from selfinstruct.student.batches import steps_per_epoch
+from selfinstruct.student.disk import writing
 from selfinstruct.student.meter import Meter, Progress, matmul_rate
 from selfinstruct.student.prepare import Prepared
 from selfinstruct.student.recipes import Runtime
@@ -26,8 +27,9 @@ LOG_FILE = "log.jsonl"
 class Outcome:
     """How a run ended: "done", "limit" (``max_steps`` of this command) or "signal"; only "done" leaves a model.
 
-    ``losses`` are those of the steps of this command. ``evaluations`` pairs a step with the validation loss after it
-    (0: before the first). ``peak`` is the highest GPU memory of tensors in bytes, loading included, 0 on a CPU.
+    ``losses`` are those of the steps of this command, ``loss`` is the last one of all. ``evaluations`` pairs a step
+    with the validation loss after it (0: before the first). ``peak`` is the highest GPU memory of tensors in bytes,
+    loading included, 0 on a CPU.
     """
 
     end: str
@@ -40,6 +42,7 @@ class Outcome:
     peak: int
     folder: Path | None
     signal: int = 0
+    loss: float | None = None
 
 
 class Ledger:
@@ -56,7 +59,8 @@ class Ledger:
         self.evaluations: list[tuple[int, float]] = []
         self.each_epoch = steps_per_epoch(len(prepared.train), prepared.recipe.batch)
         rate = matmul_rate(prepared.device)
-        flops = (6.0 if prepared.recipe.method == "full" else 4.0) * prepared.shape.parameters
+        parameters = prepared.shape.parameters if prepared.shape else 0  # unknown on a CPU, which has no rate either
+        flops = (6.0 if prepared.recipe.method == "full" else 4.0) * parameters
         self.meter = Meter(flops, rate * processes if rate else None)
         self.speed = 0.0
         self._watchers: list[watchers.Watcher] = watchers.watchers(folder, runtime) if writes else []
@@ -68,9 +72,10 @@ class Ledger:
         path = self.folder / LOG_FILE
         if not self.writes or not path.exists():
             return
-        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
         last = step or -1  # the validation loss before the first step is taken again too
-        write_text(path, "".join(f"{line}\n" for line in lines if _step_of(line) <= last))
+        with writing(path):
+            lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+            write_text(path, "".join(f"{line}\n" for line in lines if _step_of(line) <= last))
 
     def due(self, done: int, every: int) -> bool:
         """Whether something that happens every so many steps (0: at the end of each epoch) is due."""
@@ -81,7 +86,8 @@ class Ledger:
         if not math.isfinite(loss) or not math.isfinite(norm):
             raise UsageError(
                 f"step {done}: the loss is {loss}, its gradient's norm {norm}: training has diverged",
-                hint="lower --lr, or lengthen the warmup (--set warmup=0.1); the last checkpoint is untouched",
+                hint="begin anew in another folder (-o) with a lower --lr, or a longer warmup (--set warmup=0.1): the "
+                "last checkpoint may hold what has diverged",
             )
         self.losses.append(loss)
         self.tokens += tokens
@@ -108,29 +114,31 @@ class Ledger:
         seen = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else 0
         found = Outcome(
             end, step, self.prepared.steps, tuple(self.losses), tuple(self.evaluations), self.speed,
-            self.meter.mfu(self.speed), max(self.peak, seen), folder, signal,
+            self.meter.mfu(self.speed), max(self.peak, seen), folder, signal, self.losses[-1] if self.losses else None,
         )  # fmt: skip
         if end == "done" and self.writes:
-            write_text(self.folder / result.RESULT_FILE, json.dumps({
-                "steps": found.steps, "loss": self.losses[-1] if self.losses else None,
-                "evaluations": self.evaluations, "tokens": self.tokens, "tokens_per_second": self.speed,
-                "mfu": found.mfu, "peak_bytes": found.peak, "folder": folder.name if folder else None,
-            }) + "\n")  # fmt: skip
+            path = self.folder / result.RESULT_FILE
+            with writing(path):
+                write_text(path, json.dumps({
+                    "steps": found.steps, "loss": found.loss,
+                    "evaluations": self.evaluations, "tokens": self.tokens, "tokens_per_second": self.speed,
+                    "mfu": found.mfu, "peak_bytes": found.peak, "folder": folder.name if folder else None,
+                }) + "\n")  # fmt: skip
         return found
 
     def _write(self, numbers: Mapping[str, Any]) -> None:
-        with (self.folder / LOG_FILE).open("a", encoding="utf-8") as stream:
+        path = self.folder / LOG_FILE
+        with writing(path), path.open("a", encoding="utf-8") as stream:
             stream.write(json.dumps(numbers) + "\n")
         for watcher in self._watchers:
             watcher(numbers)
 
 
-def already(run: Path, done: Mapping[str, Any], prepared: Prepared) -> Outcome:
+def already(done: result.Result, prepared: Prepared) -> Outcome:
     """The outcome of a run that was done before."""
     return Outcome(
-        "done", prepared.steps, prepared.steps, (), tuple((int(s), float(x)) for s, x in done.get("evaluations", [])),
-        float(done.get("tokens_per_second") or 0.0), done.get("mfu"), int(done.get("peak_bytes") or 0),
-        run / str(done.get("folder")),
+        "done", prepared.steps, prepared.steps, (), done.evaluations, done.tokens_per_second, done.mfu, done.peak,
+        done.folder, loss=done.loss,
     )  # fmt: skip
 
 

@@ -21,7 +21,9 @@ def held(what: Path, lock: Path) -> Iterator[None]:
     except Timeout:
         raise RunLocked(f"{what}: another process writes to it", hint="wait for it, or stop it") from None
     except OSError as error:
-        raise OutputError(f"{what}: cannot be written ({error.strerror or error})", hint="choose another -o") from error
+        raise OutputError(
+            f"{what}: cannot be written ({error.strerror or error})", hint="free disk space, or choose another -o"
+        ) from error
     try:
         yield
     finally:

@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from selfinstruct.durable import write_text
-from selfinstruct.errors import DamagedFile, IdentityError
+from selfinstruct.errors import DamagedFile, IdentityError, UsageError
+from selfinstruct.student.disk import writing
 from selfinstruct.student.prompt import Template
 from selfinstruct.student.recipes import Recipe
 from selfinstruct.student.source import Source
@@ -24,6 +25,9 @@ RUN_FILE = "run.json"
 FORMAT = 1
 # Compared on resume; the rest ("about", "versions") is for the reader.
 FROZEN = ("format", "recipe", "data", "template", "tokenizer", "model", "schedule", "numerics")
+# What a run replaces, rewrites or removes in its folder, and what makes a folder a model.
+_WRITTEN = ("model", "adapter", "checkpoint-*", "log.jsonl", "result.json")
+_A_MODEL = ("config.json", "adapter_config.json")
 
 
 def build(
@@ -83,16 +87,31 @@ _SHAPE_FIELDS = frozenset(
 )
 
 
+def require_own(run: Path) -> None:
+    """UsageError for a folder that is a model, or that holds what a run would replace and no run of ours wrote."""
+    hint = "choose another folder with -o: a new one, or an empty one"
+    if found := [name for name in _A_MODEL if (run / name).exists()]:
+        raise UsageError(f"{run}: is a model's own folder (it holds {found[0]})", hint=hint)
+    foreign = sorted(path.name for pattern in _WRITTEN for path in run.glob(pattern))
+    if foreign and not (run / RUN_FILE).exists():
+        raise UsageError(
+            f"{run}: holds {', '.join(foreign[:3])} and no {RUN_FILE}: no run of selfinstruct wrote it, or its "
+            f"{RUN_FILE} was removed", hint=hint,
+        )  # fmt: skip
+
+
 def freeze(run: Path, manifest: Mapping[str, Any]) -> None:
     """Write the manifest of a new run, or compare with the one that is there.
 
-    IdentityError names every field that differs.
+    IdentityError names every field that differs. UsageError for a folder of somebody else's, OutputError.
     """
     path = run / RUN_FILE
+    require_own(run)
     if not path.exists():
-        write_text(path, json.dumps(manifest, indent=2, ensure_ascii=False, sort_keys=True) + "\n")
+        with writing(path):
+            write_text(path, json.dumps(manifest, indent=2, ensure_ascii=False, sort_keys=True) + "\n")
         return
-    before = load(run)
+    before = _as_done(load(run))
     changed = [line for field in FROZEN for line in _differences(before.get(field), manifest.get(field), field)]
     if changed:
         shown = [*changed[:8], *([f"... and {len(changed) - 8} more"] if len(changed) > 8 else [])]
@@ -112,6 +131,21 @@ def load(run: Path) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise DamagedFile(f"{path}: is no manifest", hint="choose another folder with -o")
     return found
+
+
+def begun(run: Path, field: str) -> Mapping[str, Any]:
+    """A field of the manifest of the run that is there; {} without one."""
+    found = load(run).get(field) if (run / RUN_FILE).exists() else None
+    return found if isinstance(found, dict) else {}
+
+
+def _as_done(manifest: dict[str, Any]) -> dict[str, Any]:
+    """A manifest with what was done where older versions wrote what was asked for: beside weights in fp32, Adam's
+    moments were in fp32 always."""
+    numerics = manifest.get("numerics")
+    if isinstance(numerics, dict) and numerics.get("dtype") == "float32" and "adam_state" in numerics:
+        return {**manifest, "numerics": {**numerics, "adam_state": "fp32"}}
+    return manifest
 
 
 def _differences(before: Any, now: Any, where: str) -> list[str]:

@@ -36,7 +36,8 @@ _LINEAR_BYTES = {"bf16": 2.0, "int8": 1 + 4 / 4096, "4bit": 0.5 + 1 / 64 + 4 / 6
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """The shape of a decoder. ``parameters`` counts all, ``vocabulary`` words; widths are in numbers."""
+    """The shape of a decoder. ``parameters`` counts all, ``vocabulary`` words; widths are in numbers. ``maps`` are the
+    linear maps of a feed-forward layer: 3 with a gate, else 2."""
 
     layers: int
     width: int
@@ -46,6 +47,7 @@ class Shape:
     head_width: int
     vocabulary: int
     tied: bool = False
+    maps: int = 3
 
     @property
     def kv_width(self) -> int:
@@ -55,7 +57,8 @@ class Shape:
     def linear_parameters(self) -> int:
         """Parameters of the linear maps in the layers: what LoRA sits on and 4-bit loading shrinks."""
         q = self.heads * self.head_width
-        return self.layers * (2 * self.width * q + 2 * self.width * self.kv_width + 3 * self.width * self.feed_forward)
+        attention, feed_forward = 2 * self.width * (q + self.kv_width), self.maps * self.width * self.feed_forward
+        return self.layers * (attention + feed_forward)
 
     @property
     def embedding_parameters(self) -> int:
@@ -72,16 +75,18 @@ class Shape:
             "q_proj": d + q, "k_proj": d + kv, "v_proj": d + kv, "o_proj": q + d,
             "gate_proj": d + f, "up_proj": d + f, "down_proj": f + d,
         }  # fmt: skip
+        if self.maps == 2:
+            del ends["gate_proj"]
         names = ends if "all-linear" in targets else targets
         return self.layers * rank * sum(ends.get(name, 0) for name in names)
 
     def saved_per_token(self, *, compiled: bool) -> float:
         """Bytes a token that one layer keeps for its backward pass, in 16 bits.
 
-        They are residuals, norms, q, k, v, the attention's result and three widths of the feed-forward map.
+        They are residuals, norms, q, k, v, the attention's result and a width of the feed-forward layer for each map.
         """
         q = self.heads * self.head_width
-        numbers = 4 * self.width + 2 * q + 2 * self.kv_width + 3 * self.feed_forward
+        numbers = 4 * self.width + 2 * q + 2 * self.kv_width + self.maps * self.feed_forward
         return 2.0 * numbers * (1.0 if compiled else _UNCOMPILED)
 
 

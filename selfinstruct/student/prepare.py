@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,9 +13,10 @@ import torch
 
 from selfinstruct.errors import EnvironmentFault, UsageError
 from selfinstruct.student import adapters, attention, batches, checkpoint, examples, manifest, memory, weights
+from selfinstruct.student.counting import counted_shape
 from selfinstruct.student.parallel import Group
 from selfinstruct.student.prompt import Template, named_template
-from selfinstruct.student.recipes import Recipe, Runtime
+from selfinstruct.student.recipes import Recipe, Runtime, moments, require_known
 from selfinstruct.student.source import locate
 from selfinstruct.student.tokens import Tokens, tokenise, tokenizer_fingerprint
 from selfinstruct.student.trainee import check_supported, located
@@ -26,7 +27,8 @@ _CPU_TOKENS = 4096
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """A run that could start now."""
+    """A run that could start now. ``validation`` is None where no rows are for it, and empty where none is left;
+    ``shape`` is None where no memory is predicted, on a CPU."""
 
     data: str
     model: str
@@ -36,7 +38,7 @@ class Prepared:
     train: Tokens
     validation: Tokens | None
     steps: int
-    shape: memory.Shape
+    shape: memory.Shape | None
     config: Any
     device: torch.device
     dtype: torch.dtype
@@ -63,8 +65,13 @@ class Prepared:
         )
 
 
-def prepare(data: str, model: str, recipe: Recipe, runtime: Runtime, group: Group, run: Path) -> Prepared:
-    """Read, tokenise, choose. Raises our errors for whatever would not work, before the weights are loaded."""
+def prepare(
+    data: str, model: str, recipe: Recipe, runtime: Runtime, group: Group, run: Path, *, native: bool = True
+) -> Prepared:
+    """Read, tokenise, choose. Raises our errors for whatever would not work, before the weights are loaded.
+
+    ``native``: with the loss and the joined rows of this package, which do not suit every model.
+    """
     source = examples.read(data)
     base = located(model, four_bit=recipe.method == "qlora")
     tokenizer = weights.load_tokenizer(base)
@@ -82,47 +89,51 @@ def prepare(data: str, model: str, recipe: Recipe, runtime: Runtime, group: Grou
         raise EnvironmentFault("--method qlora: 4-bit training needs a GPU, and torch sees none here or is told not to "
                                "use it", hint="on a CPU: --method lora")  # fmt: skip
     config = weights.load_config(base)
-    check_supported(config)
+    if native:
+        check_supported(config)
     adapters.require_targets(config, recipe)
-    kernel = attention.choose(device, dtype, runtime.attention, dropout=attention.dropout_of(config))
+    kernel = attention.choose(device, dtype, runtime.attention, dropout=attention.dropout_of(config) if native else 0.0)
+    for name, part, examples_of in (("train", train, rows), ("validation", validation, held_out)):
+        if part:
+            _require_words(part, config, lambda one: tokenise([one], template, tokenizer, **limits), examples_of, name)
     steps = max(1, round(recipe.epochs * batches.steps_per_epoch(len(train), recipe.batch)))
-    runtime = _as_begun(run, runtime)
-    plan = plan_for(memory.shape_of(config), recipe, runtime, train, device, dtype, kernel, group, steps)
+    runtime = _as_begun(run, runtime, dtype)
+    shape = None if device.type == "cpu" else counted_shape(config)
+    plan = plan_for(shape, recipe, runtime, train, device, dtype, kernel, group, steps)
     return Prepared(
-        data, model, recipe, tokenizer, template, train, validation, steps, memory.shape_of(config), config,
-        device, dtype, kernel, plan, source,
+        data, model, recipe, tokenizer, template, train, validation, steps, shape, config, device, dtype, kernel,
+        plan, source,
     )  # fmt: skip
 
 
 def place(runtime: Runtime, group: Group) -> tuple[torch.device, torch.dtype]:
     """The device and dtype of a run: this process's GPU in bfloat16 where there is one, else the CPU in fp32."""
     wanted = runtime.device
-    if wanted not in ("auto", "cuda", "cpu"):
-        raise UsageError(f"no device {wanted!r}", hint="known: auto, cuda, cpu")
-    if runtime.adam_state not in ("auto", *memory.STATE_BYTES):
-        raise UsageError(f"no Adam state {runtime.adam_state!r}", hint=f"known: auto, {', '.join(memory.STATE_BYTES)}")
+    require_known(runtime)
     if wanted == "auto":
         wanted = "cuda" if torch.cuda.is_available() else "cpu"
     if wanted == "cuda" and not torch.cuda.is_available():
         raise EnvironmentFault("--device cuda: torch sees no GPU here", hint="check nvidia-smi, or use --device cpu")
-    if runtime.shard not in ("auto", *memory.SCHEMES):
-        raise UsageError(f"no way to shard {runtime.shard!r}", hint=f"known: auto, {', '.join(memory.SCHEMES)}")
     device = torch.device(wanted, group.local_rank) if wanted == "cuda" else torch.device(wanted)
     if device.type == "cuda":
         torch.cuda.set_device(device)
     names = {"auto": torch.bfloat16 if device.type == "cuda" else torch.float32,
              "bf16": torch.bfloat16, "fp32": torch.float32}  # fmt: skip
-    if runtime.dtype not in names:
-        raise UsageError(f"no dtype {runtime.dtype!r}", hint="known: auto, bf16, fp32")
     return device, names[runtime.dtype]
 
 
 def plan_for(
-    shape: memory.Shape, recipe: Recipe, runtime: Runtime, train: Tokens, device: torch.device, dtype: torch.dtype,
-    kernel: attention.Choice, group: Group, steps: int,
+    shape: memory.Shape | None, recipe: Recipe, runtime: Runtime, train: Tokens, device: torch.device,
+    dtype: torch.dtype, kernel: attention.Choice, group: Group, steps: int,
 ) -> memory.Plan:  # fmt: skip
-    """How to run on this device; EnvironmentFault with the remedy when nothing would fit."""
+    """How to run on this device, without a ``shape`` by what is asked for alone; EnvironmentFault with the remedy when
+    nothing would fit."""
     longest = int(train.lengths.max())
+    if shape is None:
+        state = "fp32" if runtime.adam_state == "auto" else runtime.adam_state
+        way = memory.SCHEMES[0] if runtime.shard == "auto" else runtime.shard
+        tokens, depth = max(runtime.tokens or _CPU_TOKENS, longest), max(0, runtime.checkpointed_layers)
+        return memory.Plan(recipe.method, state, tokens, depth, {}, way, "on a CPU")
     options: dict[str, Any] = {
         "compiled": runtime.compile and kernel.compiles and recipe.method != "qlora",
         "rank": recipe.lora_rank,
@@ -131,22 +142,13 @@ def plan_for(
         "scheme": runtime.shard,
         "bytes_per_number": 4 if dtype == torch.float32 else 2,
     }
-    if device.type == "cpu":
-        state = "fp32" if runtime.adam_state == "auto" else runtime.adam_state
-        depth = max(0, runtime.checkpointed_layers)
-        tokens = max(runtime.tokens or _CPU_TOKENS, longest)
-        plan = memory.predict(
-            shape, recipe.method, tokens=tokens, adam_state=state, checkpointed_layers=depth,
-            **{**options, "scheme": memory.SCHEMES[0] if runtime.shard == "auto" else runtime.shard},
-        )  # fmt: skip
-        return replace(plan, reason="on a CPU")
     most, share = batches.heaviest(train.lengths, train.labels, recipe.batch, recipe.seed, steps, group.world)
     free = torch.cuda.mem_get_info(device)[0] + memory.BEGUN
     found = memory.choose(
         shape, recipe.method, free,
         step_tokens=most, longest=longest, adam_state=runtime.adam_state,
         tokens=max(runtime.tokens, longest) if runtime.tokens else 0,
-        checkpointed_layers=runtime.checkpointed_layers, label_share=share, **options,
+        checkpointed_layers=min(runtime.checkpointed_layers, shape.layers), label_share=share, **options,
     )  # fmt: skip
     if found is None:
         raise EnvironmentFault(
@@ -154,6 +156,25 @@ def plan_for(
             hint="see what would: selfinstruct finetune --plan; or try --method lora, --method qlora",
         )
     return found
+
+
+def _require_words(
+    tokens: Tokens, config: Any, tokens_of: Callable[[examples.Example], Tokens], rows: Sequence[examples.Example],
+    split: str,
+) -> None:  # fmt: skip
+    """UsageError, with the first row that shows it, for a tokenizer that knows more words than the model."""
+    words = getattr(config, "vocab_size", None)
+    if words is None or int(tokens.ids.max()) < words:
+        return
+    for number, row in enumerate(rows):
+        found = tokens_of(row)
+        largest = int(found.ids.max()) if len(found) else 0
+        if largest >= words:
+            raise UsageError(
+                f"row {number} of the {split} rows ({row.instruction[:60]!r} ...) has the token {largest}, "
+                f"and the model's vocabulary ends at {words - 1}: tokenizer and weights do not belong together",
+                hint="copy the tokenizer of this very model into its folder",
+            )
 
 
 def _split(source: examples.Source, recipe: Recipe) -> tuple[list[examples.Example], list[examples.Example]]:
@@ -168,14 +189,12 @@ def _split(source: examples.Source, recipe: Recipe) -> tuple[list[examples.Examp
     return train, [source.train[number] for number in sorted(held)]
 
 
-def _as_begun(run: Path, runtime: Runtime) -> Runtime:
+def _as_begun(run: Path, runtime: Runtime, dtype: torch.dtype) -> Runtime:
     """A resumed run keeps the moments' format and the parts that it began with, where "auto" would choose anew."""
     if runtime.shard == "auto":
         runtime = replace(runtime, shard=checkpoint.scheme(run) or "auto")
-    if runtime.adam_state != "auto" or not (run / manifest.RUN_FILE).exists():
-        return runtime
-    numerics: Mapping[str, Any] = manifest.load(run).get("numerics") or {}
-    return replace(runtime, adam_state=str(numerics.get("adam_state") or "auto"))
+    begun = str(manifest.begun(run, "numerics").get("adam_state") or "auto")
+    return replace(runtime, adam_state=moments(runtime, fp32=dtype == torch.float32, begun=begun))
 
 
 def quieten() -> None:

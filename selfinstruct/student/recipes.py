@@ -6,6 +6,7 @@ newline at the end, so each brings its own template.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Annotated, Any, Literal
 
@@ -13,8 +14,10 @@ from pydantic import BeforeValidator, Field, ValidationError
 from pydantic.dataclasses import dataclass as checked_dataclass
 
 from selfinstruct.errors import UsageError
+from selfinstruct.student.memory import SCHEMES, STATE_BYTES
 
 METHODS = ("full", "lora", "qlora")
+ATTENTION = ("flash", "varlen", "flex", "sdpa")
 
 
 def _listed(targets: Any) -> Any:
@@ -103,6 +106,15 @@ def recipe(name: str | None, method: str | None = None, **changes: Any) -> Recip
         ) from None
 
 
+def require_used(chosen: Recipe, given: Mapping[str, Any]) -> None:
+    """UsageError for settings of adapters where none are trained: the run would be another one than was meant."""
+    idle = [name for name, value in given.items() if name.startswith("lora_") and value is not None]
+    if chosen.method == "full" and idle:
+        raise UsageError(
+            f"{', '.join(idle)} is given, and method full trains no adapters", hint="--method lora, or leave it out"
+        )
+
+
 @dataclass(frozen=True, slots=True)
 class Runtime:
     """How a run is carried out. Changes its speed and memory, not (beyond rounding) its result.
@@ -126,3 +138,31 @@ class Runtime:
     max_steps: int = 0
     tensorboard: bool = False
     wandb: bool = False
+
+
+def require_known(runtime: Runtime) -> None:
+    """UsageError for a name of a device, dtype, kernel, format or scheme that does not exist, with those that do."""
+    for what, given, known in (
+        ("device", runtime.device, ("cuda", "cpu")),
+        ("dtype", runtime.dtype, ("bf16", "fp32")),
+        ("attention", runtime.attention, ATTENTION),
+        ("Adam state", runtime.adam_state, tuple(STATE_BYTES)),
+        ("way to shard", runtime.shard, SCHEMES),
+    ):
+        if given not in ("auto", *known):
+            raise UsageError(f"no {what} {given!r}", hint=f"known: auto, {', '.join(known)}")
+
+
+def moments(runtime: Runtime, *, fp32: bool, begun: str = "auto") -> str:
+    """The format of Adam's moments, or "auto": beside weights in ``fp32`` they are in fp32.
+
+    UsageError for who asks for others there, unless the run ``begun`` with that before it was refused: it did the same.
+    """
+    if not fp32:
+        return begun if runtime.adam_state == "auto" else runtime.adam_state
+    if runtime.adam_state not in ("auto", "fp32", begun):
+        raise UsageError(
+            f"--adam-state {runtime.adam_state} needs weights in bf16, and here they are in fp32",
+            hint="leave --adam-state out, or give --dtype bf16",
+        )
+    return "fp32"

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from selfinstruct.errors import DamagedFile
 from selfinstruct.student import model_folder
 from selfinstruct.student.manifest import RUN_FILE
 from selfinstruct.student.parallel import Group
@@ -17,13 +19,43 @@ from selfinstruct.student.trainee import Trainee
 MODEL, ADAPTER, RESULT_FILE = "model", "adapter", "result.json"
 
 
-def finished(run: Path) -> dict[str, Any] | None:
-    """The result of a run that is done, None for one that is not."""
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What ``result.json`` says of a run that is done; ``folder`` holds its model or adapter."""
+
+    folder: Path
+    loss: float | None
+    evaluations: tuple[tuple[int, float], ...]
+    tokens_per_second: float
+    mfu: float | None
+    peak: int
+
+
+def finished(run: Path) -> Result | None:
+    """The result of a run that is done, None for one that is not. DamagedFile when it cannot be read, or when what it
+    names is gone."""
+    path = run / RESULT_FILE
     try:
-        found = json.loads((run / RESULT_FILE).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        found = json.loads(path.read_text(encoding="utf-8"))
+        name, loss, mfu = str(found["folder"]), found.get("loss"), found.get("mfu")
+        if name not in (MODEL, ADAPTER):
+            raise ValueError(f"it names the folder {name[:80]!r}")
+        done = Result(
+            run / name, None if loss is None else float(loss),
+            tuple((int(step), float(value)) for step, value in found["evaluations"]),
+            float(found.get("tokens_per_second") or 0.0), None if mfu is None else float(mfu),
+            int(found.get("peak_bytes") or 0),
+        )  # fmt: skip
+    except FileNotFoundError:
         return None
-    return found if isinstance(found, dict) else None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        said = f"{type(error).__name__}: {error}"
+        raise DamagedFile(f"{path}: cannot be read ({said})", hint=f"remove it to train on: rm {path}") from error
+    if not done.folder.is_dir():
+        raise DamagedFile(
+            f"{run}: this run is done, and its {name} is gone", hint=f"to train it again: rm {path}, or another -o"
+        )
+    return done
 
 
 def save_model(
@@ -34,9 +66,6 @@ def save_model(
     None in processes that do not write. OutputError when the disk has no room for it.
     """
     weights = _gathered(trainee, group) if sharded else None
-    if not group.leads:
-        group.wait()
-        return None
     target = run / (MODEL if handle is None else ADAPTER)
 
     def save_weights(work: Path) -> None:
@@ -46,12 +75,16 @@ def save_model(
             # Left to itself, peft asks the Hub for the base's vocabulary, be the base a local file.
             handle.save_pretrained(work, save_embedding_layers=False)
 
-    tokenizer.chat_template = template.jinja(tokenizer)  # other programs know nothing of our template
-    model_folder.write(
-        target, save_weights, tokenizer=tokenizer, template=template, provenance=run / RUN_FILE, replaces=True
-    )
-    group.wait()
-    return target
+    def write() -> Path | None:
+        if not group.leads:
+            return None
+        tokenizer.chat_template = template.jinja(tokenizer)  # other programs know nothing of our template
+        model_folder.write(
+            target, save_weights, tokenizer=tokenizer, template=template, provenance=run / RUN_FILE, replaces=True
+        )
+        return target
+
+    return group.agree(write)
 
 
 @torch.no_grad()

@@ -78,14 +78,17 @@ class Trainee(nn.Module):
 
 
 def load_model(
-    path: str, *, dtype: torch.dtype, kernel: attention.Choice, device: torch.device, four_bit: bool = False
+    path: str, *, dtype: torch.dtype, kernel: attention.Choice | None, device: torch.device, four_bit: bool = False
 ) -> Any:
     """Load a causal language model for training: whatever ``source.locate`` knows, without adapters.
 
+    Without a ``kernel`` its attention is what transformers gives it (sdpa, where the model's allows that).
     ``four_bit`` loads the linear maps in NF4 (for QLoRA; needs bitsandbytes).
     """
-    attention.register()
-    options: dict[str, Any] = {"attn_implementation": kernel.implementation}
+    options: dict[str, Any] = {}
+    if kernel is not None:
+        attention.register()
+        options["attn_implementation"] = kernel.implementation
     if four_bit:
         options["quantization_config"] = quantised.settings("4bit", dtype)
     return weights.read_model(located(path, four_bit=four_bit), dtype, device, **options)
@@ -106,10 +109,11 @@ def located(path: str, *, four_bit: bool = False) -> Source:
 
 
 def check_supported(config: Any) -> None:
-    """UsageError for a model whose loss would come out wrong here, rather than train it wrongly."""
+    """UsageError for a model whose loss would come out wrong here, rather than train it wrongly. (``exactness`` asks
+    the loaded model what its configuration does not say.)"""
     for field in ("final_logit_softcapping", "attn_logit_softcapping", "num_local_experts", "num_experts"):
         if getattr(config, field, None):
             raise UsageError(
                 f"models with {field} are not supported by fine-tuning",
-                hint="LLaMA, Mistral, Qwen, SmolLM and alike are",
+                hint="LLaMA, Mistral, Qwen, SmolLM and alike are; others train with --backend trl",
             )

@@ -22,8 +22,17 @@ import torch
 from safetensors import SafetensorError
 from transformers import TrainerCallback
 
-from selfinstruct.errors import DamagedFile, EnvironmentFault, MissingPackage, OutputError, UsageError
-from selfinstruct.student import adapters, batches, manifest, result, watchers
+from selfinstruct.errors import (
+    DamagedFile,
+    EnvironmentFault,
+    MissingPackage,
+    ModelFileError,
+    OutputError,
+    SelfInstructError,
+    UsageError,
+)
+from selfinstruct.student import adapters, batches, manifest, model_folder, result, watchers
+from selfinstruct.student.assembly import said_of_validation
 from selfinstruct.student.finetune import LOCK_FILE, Say
 from selfinstruct.student.ledger import Ledger, Outcome, already
 from selfinstruct.student.lock import held
@@ -39,6 +48,7 @@ if TYPE_CHECKING:
 
 _CHECKPOINT = re.compile(r"checkpoint-(\d+)")
 _STATE = "trainer_state.json"  # written last: a checkpoint without it was cut off
+_NEEDED = ("optimizer.pt", "scheduler.pt", "rng_state.pth")
 
 
 def finetune(
@@ -57,14 +67,15 @@ def finetune(
     adapters.require(recipe.method)
     watchers.require(runtime)
     suited = _suited(runtime)
+    manifest.require_own(run)
     say(f"reading and tokenising {data} ...")
-    prepared = prepare(data, model, recipe, suited, Group(), run)
+    prepared = prepare(data, model, recipe, suited, Group(), run, native=False)
     try:
         with held(run, run / LOCK_FILE):
             manifest.freeze(run, _manifest(prepared))
             done = result.finished(run)
             if done is not None:
-                return already(run, done, prepared)
+                return already(done, prepared)
             return _Run(run, prepared, runtime, say, on_progress).work()
     except torch.cuda.OutOfMemoryError as error:
         raise EnvironmentFault(
@@ -118,16 +129,22 @@ class _Run(TrainerCallback):
         self.last = prepared.steps
         self.stop_signal = 0
         self.began = False
+        self.ledger = Ledger(folder, prepared, runtime, say=say, on_progress=on_progress)
         say("loading the model ...")
         model, self.handle = model_for(prepared)
         self.trainer: OrderedTrainer
-        self.trainer, self.order = trainer_for(prepared, model if self.handle is None else self.handle, folder, self)
-        self.ledger = Ledger(folder, prepared, runtime, say=say, on_progress=on_progress)
+        try:
+            trained = model if self.handle is None else self.handle
+            self.trainer, self.order = trainer_for(prepared, trained, folder, self)
+        except (ValueError, ImportError, NotImplementedError) as error:
+            raise UsageError(f"TRL refuses this run ({_short(error)})", hint="use --backend native") from error
         self._announce()
 
     def work(self) -> Outcome:
         """All remaining steps."""
         found = newest(self.folder)
+        if found is not None:
+            require_whole(found, "model" if self.handle is None else "adapter_model")
         start = 0 if found is None else _step_of(found)
         self.ledger.begin(start, sum(self._tokens_in(step) for step in range(start)))
         if found is not None:
@@ -144,13 +161,15 @@ class _Run(TrainerCallback):
     def _train(self, resumed: Path | None) -> None:
         try:
             self.trainer.train(resume_from_checkpoint=None if resumed is None else str(resumed))
-        except torch.OutOfMemoryError:
+        except (torch.OutOfMemoryError, SelfInstructError):
             raise
         except Exception as error:  # a checkpoint that was cut off makes torch and transformers raise anything
-            said = " ".join(str(error).split())[:200]
+            said = _short(error)
             if resumed is not None and not self.began:
                 raise DamagedFile(f"{resumed}: cannot be read ({said})", hint=f"remove it: rm -r {resumed}") from error
-            if isinstance(error, OSError | SafetensorError):
+            # torch's own writer says in words of its own that a disk is full.
+            unwritten = any(word in said for word in ("PytorchStreamWriter", "inline_container"))
+            if unwritten or isinstance(error, OSError | SafetensorError):
                 raise OutputError(f"{self.folder}: cannot be written ({said})", hint="free disk space") from error
             raise
 
@@ -196,7 +215,7 @@ class _Run(TrainerCallback):
     def _evaluate(self, done: int) -> None:
         from selfinstruct.student.trl_trainer import validation_loss
 
-        if self.prepared.validation is not None:
+        if self.prepared.validation:
             self.ledger.evaluated(done, validation_loss(self.trainer, self.prepared.validation))
 
     def _finish(self) -> Outcome:
@@ -211,7 +230,8 @@ class _Run(TrainerCallback):
         )  # fmt: skip
         outcome = self.ledger.outcome("done", self.prepared.steps, folder)
         for old in self.folder.glob("checkpoint-*"):
-            shutil.rmtree(old, ignore_errors=True)
+            if _CHECKPOINT.fullmatch(old.name):
+                shutil.rmtree(old, ignore_errors=True)
         return outcome
 
     def _announce(self) -> None:
@@ -221,6 +241,8 @@ class _Run(TrainerCallback):
             f"{len(train)} rows, {int(train.starts[-1])} tokens, {int(train.labels.sum())} labels; "
             f"{train.truncated} rows cut at {recipe.max_length} tokens, {train.dropped} left out"
         )
+        if self.prepared.validation is not None:
+            self.say(said_of_validation(self.prepared, self.prepared.validation))
         self.say(
             f"TRL, {self.prepared.steps} steps of {recipe.batch} rows in padded micro-batches of "
             f"{args.per_device_train_batch_size}, template {self.prepared.template.name}, method {recipe.method}, "
@@ -232,6 +254,25 @@ def newest(run: Path) -> Path | None:
     """The newest whole checkpoint of a run, None without one."""
     found = [path for path in run.glob("checkpoint-*") if _CHECKPOINT.fullmatch(path.name) and (path / _STATE).exists()]
     return max(found, key=_step_of, default=None)
+
+
+def require_whole(checkpoint: Path, weights: str) -> None:
+    """DamagedFile for a checkpoint that lacks a file: TRL would go on without it, with a fresh Adam or other rows."""
+    hint = f"remove it: rm -r {checkpoint}"
+    files = {path.name for path in checkpoint.iterdir()}
+    lacking = [name for name in _NEEDED if name not in files]
+    if not files & {f"{weights}.safetensors", f"{weights}.safetensors.index.json"}:
+        lacking.append(f"{weights}.safetensors")
+    if lacking:
+        raise DamagedFile(f"{checkpoint}: lacks {', '.join(lacking)}", hint=hint)
+    try:
+        model_folder.require_weights(checkpoint, weights)
+    except ModelFileError as error:
+        raise DamagedFile(f"{checkpoint}: cannot be read ({error.message})", hint=hint) from error
+
+
+def _short(error: BaseException) -> str:
+    return " ".join(str(error).split())[:200]
 
 
 def _step_of(checkpoint: Path) -> int:

@@ -70,10 +70,9 @@ def model_for(prepared: Prepared) -> tuple[Any, Any]:
     recipe = prepared.recipe
     torch.manual_seed(recipe.seed)
     model = load_model(
-        prepared.model, dtype=torch.float32 if recipe.method == "full" else prepared.dtype, kernel=prepared.kernel,
+        prepared.model, dtype=torch.float32 if recipe.method == "full" else prepared.dtype, kernel=None,
         device=prepared.device, four_bit=recipe.method == "qlora",
     )  # fmt: skip
-    model.set_attn_implementation("sdpa")
     if recipe.method == "full":
         return model, None
     handle = adapters.add(model, recipe, lasting(prepared.model))
@@ -89,10 +88,12 @@ def trainer_for(prepared: Prepared, model: Any, run: Path, callback: TrainerCall
     recipe = prepared.recipe
     order = Order(len(prepared.train), recipe.seed)
     filler = prepared.tokenizer.pad_token_id
+    if filler is None or filler >= model.get_input_embeddings().weight.shape[0]:
+        filler = prepared.template.eos_id(prepared.tokenizer)
     trainer = OrderedTrainer(
         model=model,
         args=settings(prepared, run),
-        data_collator=Padded(prepared.template.eos_id(prepared.tokenizer) if filler is None else filler),
+        data_collator=Padded(filler),
         train_dataset=as_dataset(prepared.train),
         processing_class=prepared.tokenizer,
         callbacks=[callback],
@@ -180,6 +181,7 @@ def validation_loss(trainer: OrderedTrainer, tokens: Tokens) -> float:
     model, rows = trainer.model_wrapped, as_dataset(tokens)
     size = trainer.args.per_device_train_batch_size
     total = 0.0
+    balance, trainer.aux_loss_enabled = getattr(trainer, "aux_loss_enabled", False), False  # of experts: not asked here
     model.eval()
     for start in range(0, len(rows), size):
         batch = trainer.data_collator([rows[i] for i in range(start, min(len(rows), start + size))])
@@ -187,6 +189,7 @@ def validation_loss(trainer: OrderedTrainer, tokens: Tokens) -> float:
         with trainer.compute_loss_context_manager():
             total += float(trainer.compute_loss(model, batch, num_items_in_batch=1))
     model.train()
+    trainer.aux_loss_enabled = balance
     return total / max(1, int(tokens.labels.sum()))
 
 
