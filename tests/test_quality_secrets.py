@@ -268,11 +268,11 @@ HOSTILE = [
 
 
 @pytest.mark.parametrize("atom", HOSTILE)
-def test_a_megabyte_of_hostile_text_takes_less_than_a_second(atom: str) -> None:
+def test_a_megabyte_of_hostile_text_takes_less_than_three_seconds(atom: str) -> None:
     text = "@ password basic CNPJ ://@ 1234567 " + atom * (1_000_000 // len(atom)) + "!"
     started = time.process_time()
     find(text)
-    assert time.process_time() - started < 1
+    assert time.process_time() - started < 3
 
 
 @pytest.mark.slow

@@ -7,7 +7,6 @@ import json
 import os
 import signal
 import sys
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -107,8 +106,7 @@ def interruptions_told(command: str, again: str = "resume with") -> Iterator[Non
 
     before = {number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        with _sent_again_when_dropped():
-            yield
+        yield
     except (_Interrupted, Exception) as error:
         if not received or isinstance(error, typer.Exit):
             raise
@@ -121,24 +119,6 @@ def interruptions_told(command: str, again: str = "resume with") -> Iterator[Non
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-@contextmanager
-def _sent_again_when_dropped() -> Iterator[None]:
-    """Python drops, and prints, what is raised while it destroys an object: such an interruption is sent once more."""
-    before = sys.unraisablehook
-
-    def dropped(what: sys.UnraisableHookArgs) -> None:
-        if isinstance(what.exc_value, _Interrupted):
-            threading.Timer(0.01, os.kill, (os.getpid(), what.exc_value.args[0])).start()
-        else:
-            before(what)
-
-    sys.unraisablehook = dropped
-    try:
-        yield
-    finally:
-        sys.unraisablehook = before
 
 
 def fail(error: SelfInstructError, *, as_json: bool = False, silent: bool = False) -> None:

@@ -6,12 +6,14 @@ import atexit
 import os
 import signal
 import sys
+import threading
 
 
 def run() -> None:
     """Entry point of the installed command. It imports inside: Ctrl-C may come while Python still reads modules."""
     try:
         _open_closed_streams()
+        _send_dropped_interruptions_again()
         from selfinstruct.cli.app import app
 
         try:
@@ -32,6 +34,20 @@ def run() -> None:
             _interrupted()
         _close_down()
         raise
+
+
+def _send_dropped_interruptions_again() -> None:
+    """Python drops, and prints, what is raised while it destroys an object, also at the end of an import."""
+    before = sys.unraisablehook
+
+    def dropped(what: sys.UnraisableHookArgs) -> None:
+        if isinstance(what.exc_value, KeyboardInterrupt):
+            number = what.exc_value.args[0] if what.exc_value.args else signal.SIGINT
+            threading.Timer(0.01, os.kill, (os.getpid(), number)).start()
+        else:
+            before(what)
+
+    sys.unraisablehook = dropped
 
 
 def _open_closed_streams() -> None:
