@@ -40,6 +40,14 @@ ARROWS: dict[str, set[str]] = {
     "student": {"records", "errors", "durable", "config", "backends", "servers", "dataset"},
     "__init__": {"dataset"},
 }
+# The rooms within the student's; "" are the modules that stand in none.
+STUDENT: dict[str, set[str]] = {
+    "": set(),
+    "models": {""},
+    "train": {"", "models"},
+    "infer": {"", "models"},
+    "serve": {"", "models", "infer"},
+}
 ONLY_THE_JOURNAL = {"dataset"}  # of the run, the dataset knows the journal and nothing else
 
 FORBIDDEN = {
@@ -110,6 +118,22 @@ def test_arrows_point_one_way(path: Path) -> None:
         )
         if room in ONLY_THE_JOURNAL and target == "run":
             assert module == "run.journal", f"{path.name}: of the run, {room}/ may know the journal alone"
+
+
+@pytest.mark.parametrize(
+    "path", sorted((PACKAGE / "student").rglob("*.py")), ids=lambda path: str(path.relative_to(PACKAGE / "student"))
+)
+def test_arrows_within_the_student_point_one_way(path: Path) -> None:
+    def room_of(parts: tuple[str, ...]) -> str:
+        return parts[0] if parts and parts[0] in STUDENT else ""
+
+    room = room_of(path.relative_to(PACKAGE / "student").parts)
+    for module in _needs(path):
+        if module.startswith("student."):
+            target = room_of(tuple(module.split(".")[1:]))
+            assert target == room or target in STUDENT[room], (
+                f"student/{room} must not import {module} (in {path.name})"
+            )
 
 
 @pytest.mark.parametrize("path", _modules(), ids=lambda path: str(path.relative_to(PACKAGE)))

@@ -50,11 +50,13 @@ def test_every_block_runs(
 
 def test_the_map_names_files_that_exist() -> None:
     text = (ROOT / "README.md").read_text(encoding="utf-8").split("## Map of the files")[1].split("```")[1]
+    above = {0: ROOT, 2: ROOT / "selfinstruct"}
     folder = ROOT
     for line in text.strip().splitlines():
-        match = re.match(r"( *)(\S+/)?", line)
-        if match and match[2]:
-            folder = ROOT / ("selfinstruct" if match[1] else "") / match[2]
+        match = re.match(r"( {0,4})(\w\S*/)", line)
+        if match:
+            folder = above[len(match[1])] / match[2]
+            above[len(match[1]) + 2] = folder
             assert folder.is_dir(), f"the map names {folder}"
         for name in re.findall(r"\b(\w+\.py)\b", line):
             assert (

@@ -15,11 +15,11 @@ pytest.importorskip("transformers", reason="the student needs the train extra")
 from student_tiny import tiny_config, tiny_tokenizer
 
 from selfinstruct.errors import UsageError
-from selfinstruct.student import attention, batches
-from selfinstruct.student.finetune import finetune
-from selfinstruct.student.recipes import Recipe, Runtime
-from selfinstruct.student.tokens import from_rows
-from selfinstruct.student.trainee import Trainee
+from selfinstruct.student.train import attention, batches
+from selfinstruct.student.train.finetune import finetune
+from selfinstruct.student.train.recipes import Recipe, Runtime
+from selfinstruct.student.train.tokens import from_rows
+from selfinstruct.student.train.trainee import Trainee
 
 pytestmark = pytest.mark.filterwarnings("default")
 

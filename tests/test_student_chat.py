@@ -19,9 +19,9 @@ from typer.testing import CliRunner
 
 from selfinstruct.cli import infer, merge, serve
 from selfinstruct.errors import UsageError
-from selfinstruct.student import chat
-from selfinstruct.student.chat import Chat
-from selfinstruct.student.weights import load
+from selfinstruct.student.infer import chat
+from selfinstruct.student.infer.chat import Chat
+from selfinstruct.student.models.weights import load
 
 APP = typer.Typer()
 for group in (infer, merge, serve):

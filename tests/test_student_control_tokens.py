@@ -14,14 +14,14 @@ pytest.importorskip("transformers", reason="the student needs the train extra")
 from student_tiny import spm_tokenizer, tiny_model, tiny_tokenizer, write_rows
 
 from selfinstruct.errors import UsageError
-from selfinstruct.student import weights
 from selfinstruct.student.control_tokens import controls_of, encode_texts
 from selfinstruct.student.dialogue import encode_dialogue
 from selfinstruct.student.examples import Example
-from selfinstruct.student.finetune import finetune
+from selfinstruct.student.models import weights
 from selfinstruct.student.prompt import ALPACA, CHAT, load_template, named_template, save_template
-from selfinstruct.student.recipes import Recipe, Runtime
-from selfinstruct.student.tokens import tokenise
+from selfinstruct.student.train.finetune import finetune
+from selfinstruct.student.train.recipes import Recipe, Runtime
+from selfinstruct.student.train.tokens import tokenise
 
 pytestmark = pytest.mark.filterwarnings("default")
 

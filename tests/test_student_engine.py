@@ -15,14 +15,14 @@ pytest.importorskip("transformers", reason="the student room needs transformers"
 from student_tiny import tiny_config  # noqa: E402
 
 from selfinstruct.errors import EnvironmentFault, UsageError  # noqa: E402
-from selfinstruct.student import attends, sampling, sizing  # noqa: E402
-from selfinstruct.student.engine import Engine, EngineConfig, _rounded  # noqa: E402
-from selfinstruct.student.fuse import fuse  # noqa: E402
-from selfinstruct.student.generation import BatchOptions, generate  # noqa: E402
-from selfinstruct.student.left_padded import generate_left_padded  # noqa: E402
-from selfinstruct.student.requests import Request  # noqa: E402
-from selfinstruct.student.sampling import Sampling  # noqa: E402
-from selfinstruct.student.slots import Pass, unsupported  # noqa: E402
+from selfinstruct.student.infer import attends, sampling, sizing  # noqa: E402
+from selfinstruct.student.infer.engine import Engine, EngineConfig, _rounded  # noqa: E402
+from selfinstruct.student.infer.fuse import fuse  # noqa: E402
+from selfinstruct.student.infer.generation import BatchOptions, generate  # noqa: E402
+from selfinstruct.student.infer.left_padded import generate_left_padded  # noqa: E402
+from selfinstruct.student.infer.requests import Request  # noqa: E402
+from selfinstruct.student.infer.sampling import Sampling  # noqa: E402
+from selfinstruct.student.infer.slots import Pass, unsupported  # noqa: E402
 
 
 def model(**changes: Any) -> Any:

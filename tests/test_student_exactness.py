@@ -14,10 +14,10 @@ pytest.importorskip("transformers", reason="the student needs the train extra")
 from student_tiny import tiny_tokenizer, write_rows
 
 from selfinstruct.errors import UsageError
-from selfinstruct.student import attention, exactness
-from selfinstruct.student.finetune import finetune
-from selfinstruct.student.recipes import Recipe, Runtime
-from selfinstruct.student.trainee import Trainee
+from selfinstruct.student.train import attention, exactness
+from selfinstruct.student.train.finetune import finetune
+from selfinstruct.student.train.recipes import Recipe, Runtime
+from selfinstruct.student.train.trainee import Trainee
 
 pytestmark = pytest.mark.filterwarnings("default")
 SHAPE: dict[str, Any] = {

@@ -21,14 +21,14 @@ from student_tiny import spm_tokenizer, tiny_config, tiny_model, tiny_tokenizer 
 
 from selfinstruct.errors import ModelFileError, OutputError, RunLocked, UsageError  # noqa: E402
 from selfinstruct.student.dialogue import encode_dialogue  # noqa: E402
-from selfinstruct.student.export_gguf import _interleave, export  # noqa: E402
-from selfinstruct.student.gguf_config import llama3_frequencies  # noqa: E402
-from selfinstruct.student.gguf_words import BYTE, CONTROL, NORMAL, UNKNOWN, UNUSED, read_words  # noqa: E402
-from selfinstruct.student.merge import merge  # noqa: E402
-from selfinstruct.student.model_folder import workplace  # noqa: E402
+from selfinstruct.student.models.export_gguf import _interleave, export  # noqa: E402
+from selfinstruct.student.models.gguf_config import llama3_frequencies  # noqa: E402
+from selfinstruct.student.models.gguf_words import BYTE, CONTROL, NORMAL, UNKNOWN, UNUSED, read_words  # noqa: E402
+from selfinstruct.student.models.merge import merge  # noqa: E402
+from selfinstruct.student.models.model_folder import workplace  # noqa: E402
+from selfinstruct.student.models.source import locate  # noqa: E402
+from selfinstruct.student.models.weights import load, load_config, load_weights  # noqa: E402
 from selfinstruct.student.prompt import ALPACA_LORA, Template, load_template, save_template  # noqa: E402
-from selfinstruct.student.source import locate  # noqa: E402
-from selfinstruct.student.weights import load, load_config, load_weights  # noqa: E402
 
 # peft asks transformers for a name that transformers 5.23 has renamed.
 pytestmark = pytest.mark.filterwarnings("ignore:.*gradient_checkpointing:FutureWarning")
@@ -294,7 +294,7 @@ def test_two_exports_do_not_write_to_one_file(folder: Path, tmp_path: Path) -> N
 STOPPED = """
 import sys, time
 from selfinstruct.cli.app import app
-from selfinstruct.student import export_gguf, model_folder
+from selfinstruct.student.models import export_gguf, model_folder
 def slow(*_, **__):
     print("begun", flush=True)
     time.sleep(60)

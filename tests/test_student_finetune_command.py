@@ -25,7 +25,7 @@ from selfinstruct.cli import finetune as command
 from selfinstruct.dataset import store
 from selfinstruct.errors import UsageError
 from selfinstruct.student.examples import read
-from selfinstruct.student.trainer import Trainer
+from selfinstruct.student.train.trainer import Trainer
 
 pytestmark = pytest.mark.filterwarnings("default")
 app = typer.Typer()

@@ -15,11 +15,12 @@ from safetensors.numpy import save_file
 from student_tiny import tiny_model, write_rows
 
 from selfinstruct.errors import DamagedFile, EnvironmentFault, IdentityError, OutputError, UsageError
-from selfinstruct.student import answers, infer_plan, questions, weights
-from selfinstruct.student.infer import InferOptions, Outcome, infer
+from selfinstruct.student.infer import answers, infer_plan, questions
+from selfinstruct.student.infer.infer import InferOptions, Outcome, infer
+from selfinstruct.student.infer.questions import Question
 from selfinstruct.student.memory import CARDS, LLAMA_7B
-from selfinstruct.student.questions import Question
-from selfinstruct.student.source import locate
+from selfinstruct.student.models import weights
+from selfinstruct.student.models.source import locate
 
 SHORT = InferOptions(max_new_tokens=6)
 

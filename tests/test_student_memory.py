@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from selfinstruct.student import fits
 from selfinstruct.student.memory import CARDS, CONTEXT, LLAMA_7B, Shape, choose, predict
-from selfinstruct.student.recipes import recipe
+from selfinstruct.student.train import fits
+from selfinstruct.student.train.recipes import recipe
 
 
 def test_llama_7b_has_its_number_of_parameters() -> None:

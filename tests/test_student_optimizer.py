@@ -12,13 +12,13 @@ pytest.importorskip("transformers", reason="the student needs the train extra")
 
 from student_tiny import tiny_model
 
-from selfinstruct.student import adapters, attention
-from selfinstruct.student.optimizer import AdamSettings, SplitAdamW
-from selfinstruct.student.recipes import Recipe
-from selfinstruct.student.rounding import join_halves, narrow, noise, split_halves, widen
-from selfinstruct.student.tokens import from_rows
-from selfinstruct.student.trainee import Trainee, load_model
-from selfinstruct.student.trainer import Trainer
+from selfinstruct.student.train import adapters, attention
+from selfinstruct.student.train.optimizer import AdamSettings, SplitAdamW
+from selfinstruct.student.train.recipes import Recipe
+from selfinstruct.student.train.rounding import join_halves, narrow, noise, split_halves, widen
+from selfinstruct.student.train.tokens import from_rows
+from selfinstruct.student.train.trainee import Trainee, load_model
+from selfinstruct.student.train.trainer import Trainer
 
 pytestmark = pytest.mark.filterwarnings("default")
 

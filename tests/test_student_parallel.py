@@ -27,8 +27,8 @@ PROGRAM = """
 import json, sys
 from dataclasses import replace
 from pathlib import Path
-from selfinstruct.student.finetune import finetune
-from selfinstruct.student.recipes import Recipe, Runtime
+from selfinstruct.student.train.finetune import finetune
+from selfinstruct.student.train.recipes import Recipe, Runtime
 rows, model, run, method, shard, stop = sys.argv[1:7]
 recipe = Recipe("test", batch=8, lr=3e-3, epochs=1, max_length=256, warmup=2, method=method, lora_rank=4, hold_out=4)
 outcome = finetune(rows, model, Path(run), recipe, Runtime(device="cpu", tokens=256, shard=shard, max_steps=int(stop)))

@@ -14,10 +14,10 @@ pytest.importorskip("transformers", reason="the student room needs transformers"
 from student_tiny import spm_tokenizer, tiny_tokenizer
 from tokenizers import Tokenizer
 
-from selfinstruct.student.reply import Reply
-from selfinstruct.student.requests import TokenLogprobs
-from selfinstruct.student.serve_answers import Shape, Whole
-from selfinstruct.student.token_names import TokenNames
+from selfinstruct.student.infer.reply import Reply
+from selfinstruct.student.infer.requests import TokenLogprobs
+from selfinstruct.student.infer.token_names import TokenNames
+from selfinstruct.student.serve.serve_answers import Shape, Whole
 
 
 def test_a_reply_shows_whole_characters_and_holds_back_what_may_be_a_stop() -> None:

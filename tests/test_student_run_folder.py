@@ -22,13 +22,13 @@ pytest.importorskip("transformers", reason="the student needs the train extra")
 from student_tiny import tiny_model, write_rows
 
 from selfinstruct.errors import DamagedFile, IdentityError, OutputError, UsageError
-from selfinstruct.student import finetune
-from selfinstruct.student.assembly import announce
 from selfinstruct.student.examples import read
-from selfinstruct.student.ledger import Outcome
-from selfinstruct.student.parallel import Group
-from selfinstruct.student.prepare import prepare
-from selfinstruct.student.recipes import Recipe, Runtime
+from selfinstruct.student.train import finetune
+from selfinstruct.student.train.assembly import announce
+from selfinstruct.student.train.ledger import Outcome
+from selfinstruct.student.train.parallel import Group
+from selfinstruct.student.train.prepare import prepare
+from selfinstruct.student.train.recipes import Recipe, Runtime
 
 pytestmark = pytest.mark.filterwarnings("default")
 RECIPE = Recipe("test", batch=8, lr=3e-3, epochs=1, max_length=256, warmup=2)
@@ -193,7 +193,7 @@ def test_a_disk_that_is_full_at_the_end_costs_the_result_alone(
         (tmp_path / "run" / ".result.json.tmp").mkdir()
         return folder
 
-    monkeypatch.setattr("selfinstruct.student.result.save_model", then_full)
+    monkeypatch.setattr("selfinstruct.student.train.result.save_model", then_full)
     with pytest.raises(OutputError, match=r"result\.json: cannot be written"):
         train(rows, model, tmp_path / "run", save_every=1)
     monkeypatch.undo()

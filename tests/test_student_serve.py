@@ -25,11 +25,11 @@ from selfinstruct.backends.http import HttpBackend, Sampling
 from selfinstruct.cli.app import app as APP
 from selfinstruct.errors import ModelNotFound, PromptRefused, SelfInstructError, ServerError, UsageError
 from selfinstruct.records import Prompt
-from selfinstruct.student import serving
 from selfinstruct.student.dialogue import encode_dialogue
+from selfinstruct.student.models.weights import load
 from selfinstruct.student.prompt import ALPACA, Template
-from selfinstruct.student.serve import Service, application
-from selfinstruct.student.weights import load
+from selfinstruct.student.serve import serving
+from selfinstruct.student.serve.serve import Service, application
 
 ASK = {"messages": [{"role": "user", "content": "count stars"}], "max_tokens": 8}
 Ask = Callable[..., Awaitable[tuple[int, Any]]]

@@ -21,15 +21,15 @@ import numpy as np
 from student_tiny import tiny_model, write_rows
 
 from selfinstruct.errors import OutputError, RunLocked
-from selfinstruct.student import attention, batches, finetune
-from selfinstruct.student.ledger import Outcome
 from selfinstruct.student.lock import held
-from selfinstruct.student.merge import merge
-from selfinstruct.student.optimizer import AdamSettings, SplitAdamW
-from selfinstruct.student.recipes import Recipe, Runtime
-from selfinstruct.student.tokens import from_rows
-from selfinstruct.student.trainee import Trainee, load_model
-from selfinstruct.student.trainer import Trainer
+from selfinstruct.student.models.merge import merge
+from selfinstruct.student.train import attention, batches, finetune
+from selfinstruct.student.train.ledger import Outcome
+from selfinstruct.student.train.optimizer import AdamSettings, SplitAdamW
+from selfinstruct.student.train.recipes import Recipe, Runtime
+from selfinstruct.student.train.tokens import from_rows
+from selfinstruct.student.train.trainee import Trainee, load_model
+from selfinstruct.student.train.trainer import Trainer
 
 pytestmark = pytest.mark.filterwarnings("default")
 RECIPE = Recipe("test", batch=8, lr=3e-3, epochs=1, max_length=256, warmup=2)

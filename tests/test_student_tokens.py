@@ -16,10 +16,11 @@ import numpy as np
 from student_tiny import make_rows, tiny_tokenizer, write_rows
 
 from selfinstruct.errors import ModelFileError, UsageError
-from selfinstruct.student import batches, examples
+from selfinstruct.student import examples
 from selfinstruct.student.examples import Example
 from selfinstruct.student.prompt import ALPACA, ALPACA_LORA, load_template, named_template, save_template
-from selfinstruct.student.tokens import from_rows, tokenise
+from selfinstruct.student.train import batches
+from selfinstruct.student.train.tokens import from_rows, tokenise
 
 pytestmark = pytest.mark.filterwarnings("default")
 

@@ -18,20 +18,20 @@ import numpy as np
 from student_tiny import tiny_config, tiny_model, tiny_tokenizer, write_rows
 
 from selfinstruct.errors import EnvironmentFault, IdentityError, MissingPackage, ModelFileError, UsageError
-from selfinstruct.student import adapters, attention, batches, checkpoint, finetune
-from selfinstruct.student.assembly import announce, assemble
 from selfinstruct.student.examples import read
-from selfinstruct.student.ledger import Outcome
-from selfinstruct.student.loss import labelled_loss
-from selfinstruct.student.merge import merge
-from selfinstruct.student.optimizer import AdamSettings, SplitAdamW, learning_rate
-from selfinstruct.student.parallel import Group
-from selfinstruct.student.prepare import prepare
+from selfinstruct.student.models.merge import merge
 from selfinstruct.student.prompt import ALPACA, load_template
-from selfinstruct.student.recipes import ATTENTION, Recipe, Runtime, recipe
-from selfinstruct.student.tokens import Tokens, tokenise
-from selfinstruct.student.trainee import load_model
-from selfinstruct.student.trainer import Trainer
+from selfinstruct.student.train import adapters, attention, batches, checkpoint, finetune
+from selfinstruct.student.train.assembly import announce, assemble
+from selfinstruct.student.train.ledger import Outcome
+from selfinstruct.student.train.loss import labelled_loss
+from selfinstruct.student.train.optimizer import AdamSettings, SplitAdamW, learning_rate
+from selfinstruct.student.train.parallel import Group
+from selfinstruct.student.train.prepare import prepare
+from selfinstruct.student.train.recipes import ATTENTION, Recipe, Runtime, recipe
+from selfinstruct.student.train.tokens import Tokens, tokenise
+from selfinstruct.student.train.trainee import load_model
+from selfinstruct.student.train.trainer import Trainer
 
 pytestmark = pytest.mark.filterwarnings("default")
 RECIPE = Recipe("test", batch=8, lr=3e-3, epochs=2, max_length=256, warmup=2, weight_decay=0.1)
@@ -135,7 +135,7 @@ def test_recomputed_layers_change_nothing(tokens: Tokens) -> None:
 
 
 def test_chunked_loss_and_gradients_equal_the_full_ones(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("selfinstruct.student.loss.CHUNK_ROWS", 7)
+    monkeypatch.setattr("selfinstruct.student.train.loss.CHUNK_ROWS", 7)
     torch.manual_seed(0)
     hidden, head = torch.randn(40, 16, requires_grad=True), torch.randn(50, 16, requires_grad=True)
     predicting, targets = torch.arange(3, 33), torch.randint(0, 50, (30,))

@@ -20,16 +20,16 @@ from student_tiny import other_model, tiny_model, tiny_tokenizer, write_rows
 from test_student_survival import files_limited_to
 
 from selfinstruct.errors import DamagedFile, IdentityError, MissingPackage, OutputError, UsageError
-from selfinstruct.student import finetune as native
-from selfinstruct.student import trl_backend
 from selfinstruct.student.examples import read
-from selfinstruct.student.ledger import Outcome
-from selfinstruct.student.merge import merge
-from selfinstruct.student.meter import Progress
+from selfinstruct.student.models.merge import merge
+from selfinstruct.student.models.weights import load
 from selfinstruct.student.prompt import ALPACA, load_template
-from selfinstruct.student.recipes import Recipe, Runtime
-from selfinstruct.student.tokens import tokenise
-from selfinstruct.student.weights import load
+from selfinstruct.student.train import finetune as native
+from selfinstruct.student.train import trl_backend
+from selfinstruct.student.train.ledger import Outcome
+from selfinstruct.student.train.meter import Progress
+from selfinstruct.student.train.recipes import Recipe, Runtime
+from selfinstruct.student.train.tokens import tokenise
 
 # The libraries below warn of names that they rename among themselves.
 pytestmark = pytest.mark.filterwarnings("default")
@@ -110,7 +110,7 @@ def test_the_run_is_one_that_the_other_commands_take(rows: Path, model: Path, tm
 
 @with_trl
 def test_trl_is_given_the_ids_and_labels_of_every_row_as_they_are(rows: Path) -> None:
-    from selfinstruct.student.trl_trainer import Padded, as_dataset, micro_rows
+    from selfinstruct.student.train.trl_trainer import Padded, as_dataset, micro_rows
 
     tokens = tokenise(read(str(rows)).train, ALPACA, tiny_tokenizer(), max_length=RECIPE.max_length)
     made = as_dataset(tokens)
@@ -177,8 +177,8 @@ def test_what_trl_refuses_is_an_error_of_ours(
     def refusing(*_arguments: Any, **_options: Any) -> Any:
         raise ValueError("Your setup doesn't support this.")
 
-    monkeypatch.setattr("selfinstruct.student.trl_trainer.SFTConfig", refusing)
-    monkeypatch.setattr("selfinstruct.student.trl_trainer.settings", refusing)
+    monkeypatch.setattr("selfinstruct.student.train.trl_trainer.SFTConfig", refusing)
+    monkeypatch.setattr("selfinstruct.student.train.trl_trainer.settings", refusing)
     with pytest.raises(UsageError, match=r"TRL refuses this run \(Your setup") as caught:
         train(rows, model, tmp_path / "run")
     assert "--backend native" in caught.value.hint

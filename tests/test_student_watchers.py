@@ -12,8 +12,8 @@ import pytest
 pytest.importorskip("torch", reason="the student needs the train extra")
 
 from selfinstruct.errors import EnvironmentFault
-from selfinstruct.student.recipes import Runtime
-from selfinstruct.student.watchers import watchers
+from selfinstruct.student.train.recipes import Runtime
+from selfinstruct.student.train.watchers import watchers
 
 
 @pytest.fixture(autouse=True)

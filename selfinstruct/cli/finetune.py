@@ -16,9 +16,9 @@ from selfinstruct.cli import options
 from selfinstruct.cli.console import errors_shown, leave_last, result, result_json, say
 
 if TYPE_CHECKING:
-    from selfinstruct.student.ledger import Outcome
-    from selfinstruct.student.meter import Progress
-    from selfinstruct.student.recipes import Recipe, Runtime
+    from selfinstruct.student.train.ledger import Outcome
+    from selfinstruct.student.train.meter import Progress
+    from selfinstruct.student.train.recipes import Recipe, Runtime
 
 _EXAMPLES = """Examples:
 
@@ -110,7 +110,7 @@ def finetune(
     The run resumes with the same command. It needs the train extra: pip install 'selfinstruct[train]'.
     """
     with errors_shown(as_json=json, silent=not _reports()):
-        from selfinstruct.student import recipes
+        from selfinstruct.student.train import recipes
 
         named = {"template": template, "epochs": epochs, "batch": batch, "lr": lr, "max_length": max_length,
                  "hold_out": hold_out, "lora_rank": lora_rank, "seed": seed}  # fmt: skip
@@ -131,7 +131,7 @@ def _plan(
     data: str | None, model: str | None, recipe: Recipe, runtime: Runtime, backend: str, *, as_json: bool
 ) -> None:
     """Print what the run would take."""
-    from selfinstruct.student import fits
+    from selfinstruct.student.train import fits
 
     _require_backend(backend)
     if data is not None:
@@ -195,10 +195,10 @@ def _backend(name: str) -> Callable[..., Outcome]:
     _require_backend(name)
     require_packages()
     if name == "trl":
-        from selfinstruct.student import trl_backend
+        from selfinstruct.student.train import trl_backend
 
         return trl_backend.finetune
-    from selfinstruct.student import finetune as native
+    from selfinstruct.student.train import finetune as native
 
     return native.finetune
 

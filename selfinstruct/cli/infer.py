@@ -14,7 +14,7 @@ from selfinstruct.cli import options
 from selfinstruct.cli.console import errors_shown, interruptions_told, result, result_json, say
 
 if TYPE_CHECKING:
-    from selfinstruct.student.infer import Outcome
+    from selfinstruct.student.infer.infer import Outcome
 
 Model = Annotated[
     str,
@@ -80,12 +80,12 @@ def infer(
             raise UsageError("--input and -o are needed", hint="selfinstruct infer MODEL --input FILE -o answers.jsonl")
         if Path(input).resolve() == out.resolve():
             raise UsageError(f"-o {out} is the input", hint="name another file for the answers")
-        from selfinstruct.student import questions
+        from selfinstruct.student.infer import questions
         from selfinstruct.student.packages import require_packages
 
         require_packages()
-        from selfinstruct.student.infer import InferOptions
-        from selfinstruct.student.infer import infer as answer
+        from selfinstruct.student.infer.infer import InferOptions
+        from selfinstruct.student.infer.infer import infer as answer
 
         rows = questions.read(input, split)
         how = InferOptions(
@@ -130,7 +130,9 @@ def _plan(model: str, max_new_tokens: int, *, as_json: bool) -> None:
     require_packages()
     from dataclasses import asdict
 
-    from selfinstruct.student import infer_plan, memory, source, weights
+    from selfinstruct.student import memory
+    from selfinstruct.student.infer import infer_plan
+    from selfinstruct.student.models import source, weights
 
     shape = memory.shape_of(weights.load_config(source.locate(model)))
     plans = infer_plan.table(shape, columns=256 + max_new_tokens)

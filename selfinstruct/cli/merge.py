@@ -31,7 +31,7 @@ def merge(
         from selfinstruct.student.packages import require_packages
 
         require_packages()
-        from selfinstruct.student.merge import merge as write
+        from selfinstruct.student.models.merge import merge as write
 
         with _ends_clean():
             written = write(run, out, dtype=dtype, log=say)
@@ -49,7 +49,7 @@ def export(
         from selfinstruct.student.packages import require_packages
 
         require_packages()
-        from selfinstruct.student.export_gguf import export as write
+        from selfinstruct.student.models.export_gguf import export as write
 
         with _ends_clean():
             written = write(model, out, gguf, log=say)

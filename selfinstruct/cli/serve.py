@@ -13,8 +13,8 @@ from selfinstruct.cli.console import errors_shown, printable, result, result_jso
 from selfinstruct.cli.infer import Batch, Compile, Dtype, Model, Quant, Temperature, Template
 
 if TYPE_CHECKING:
-    from selfinstruct.student.serve import Service
-    from selfinstruct.student.weights import Loaded
+    from selfinstruct.student.models.weights import Loaded
+    from selfinstruct.student.serve.serve import Service
 
 _SERVE_EXAMPLES = """Examples:
 
@@ -54,8 +54,8 @@ def serve(
         token = os.environ.get(token_env, "").strip()
         _check_host(host, token, token_env)
         require_packages()
-        from selfinstruct.student import serving
-        from selfinstruct.student.weights import load
+        from selfinstruct.student.models.weights import load
+        from selfinstruct.student.serve import serving
 
         serving.check_slots(batch)  # before the weights are read, which takes long
         say(f"loading {model}")
@@ -105,9 +105,9 @@ def chat(
 
         require_packages()
         from selfinstruct.errors import UsageError
-        from selfinstruct.student.chat import Chat
-        from selfinstruct.student.sampling import Sampling, out_of_range
-        from selfinstruct.student.weights import load
+        from selfinstruct.student.infer.chat import Chat
+        from selfinstruct.student.infer.sampling import Sampling, out_of_range
+        from selfinstruct.student.models.weights import load
 
         how = Sampling(temperature, top_p, 0.0, seed)
         if bad := out_of_range(how):
@@ -131,7 +131,7 @@ def chat(
 def _turn(talk: object) -> bool:
     """One question and its reply; False at the end."""
     from selfinstruct.errors import UsageError
-    from selfinstruct.student.chat import Chat
+    from selfinstruct.student.infer.chat import Chat
     from selfinstruct.student.prompt import is_unicode
 
     if not isinstance(talk, Chat):

@@ -36,11 +36,12 @@ os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
 import numpy as np
 import torch
 
-from selfinstruct.student import adapters, attention, batches, memory, meter, optimizer, parallel
-from selfinstruct.student.assembly import assemble
-from selfinstruct.student.recipes import Recipe
-from selfinstruct.student.tokens import Tokens, from_rows, tokenise
-from selfinstruct.student.trainer import Trainer
+from selfinstruct.student import memory
+from selfinstruct.student.train import adapters, attention, batches, meter, optimizer, parallel
+from selfinstruct.student.train.assembly import assemble
+from selfinstruct.student.train.recipes import Recipe
+from selfinstruct.student.train.tokens import Tokens, from_rows, tokenise
+from selfinstruct.student.train.trainer import Trainer
 
 PARTS = """correctness update padded32 padded16 padded8 padded4 padded8exact padded4exact trl full full-8bit full-bf16
 lora qlora products profile""".split()
@@ -87,8 +88,8 @@ def make_ids(rows_file: Path, tokenizer: str | None, out: Path, rows: int) -> No
         read = [json.loads(line) for line in stream if line.strip()][: rows or None]
     examples = [Example(r["instruction"], r.get("input") or "", r["output"]) for r in read]
     if tokenizer:
-        from selfinstruct.student.source import locate
-        from selfinstruct.student.weights import load_tokenizer
+        from selfinstruct.student.models.source import locate
+        from selfinstruct.student.models.weights import load_tokenizer
 
         made = tokenise(examples, ALPACA, load_tokenizer(locate(tokenizer)), max_length=512)
     else:

@@ -139,9 +139,9 @@ class Bench:
 
 def ours(bench: Bench, prompts: list[list[int]], new: list[int], **options: Any) -> dict[int, tuple[int, ...]]:
     """Our engine on these prompts; the tokens by prompt number."""
-    from selfinstruct.student.generation import BatchOptions, generate
-    from selfinstruct.student.requests import Request
-    from selfinstruct.student.sampling import Sampling
+    from selfinstruct.student.infer.generation import BatchOptions, generate
+    from selfinstruct.student.infer.requests import Request
+    from selfinstruct.student.infer.sampling import Sampling
 
     how = options.pop("how", None) or {}
     requests = [
@@ -156,7 +156,7 @@ def plain(model: Any, prompts: list[list[int]], new: int, **options: Any) -> int
     """transformers' generate() on one left-padded batch; returns the count of new tokens."""
     import torch
 
-    from selfinstruct.student.left_padded import pad_left
+    from selfinstruct.student.infer.left_padded import pad_left
 
     ids, mask = pad_left(prompts, pad_id=0)
     with torch.inference_mode():
@@ -169,7 +169,7 @@ def plain(model: Any, prompts: list[list[int]], new: int, **options: Any) -> int
 def part_correct(bench: Bench) -> None:
     import torch
 
-    from selfinstruct.student.generation import prepare
+    from selfinstruct.student.infer.generation import prepare
 
     sizes = {"hidden_size": 512, "intermediate_size": 1376, "num_hidden_layers": 8, "num_attention_heads": 8}
     prompts = [prompt[:100] for prompt in bench.long_prompts()[:48]]
@@ -258,9 +258,9 @@ def part_ragged(bench: Bench) -> None:
     rng = random.Random(3)
     ends = [min(most, max(2, int(rng.lognormvariate(4.3, 0.9)))) for _ in prompts]
     _warm(bench)
-    from selfinstruct.student.engine import Engine, EngineConfig
-    from selfinstruct.student.requests import Request
-    from selfinstruct.student.sizing import slots_for
+    from selfinstruct.student.infer.engine import Engine, EngineConfig
+    from selfinstruct.student.infer.requests import Request
+    from selfinstruct.student.infer.sizing import slots_for
 
     def work() -> int:
         # The engine believes in the full length, as it must before an end token is seen; each request is then cut.
@@ -311,8 +311,8 @@ def child_vllm(bench: Bench) -> None:
     """In a process of its own: vLLM takes the whole GPU and does not give it back."""
     from vllm import LLM, SamplingParams
 
-    from selfinstruct.student import vllm_engine
-    from selfinstruct.student.requests import Request
+    from selfinstruct.student.infer import vllm_engine
+    from selfinstruct.student.infer.requests import Request
 
     folder = Path(tempfile.mkdtemp())
     config = bench.config()

@@ -219,7 +219,7 @@ def answered(told: str, part: Part, free: int, args: argparse.Namespace) -> dict
     """What an inference run said of its slots, and the prediction for a card of this size."""
     from transformers import AutoConfig
 
-    from selfinstruct.student import infer_plan
+    from selfinstruct.student.infer import infer_plan
     from selfinstruct.student.memory import CONTEXT, shape_of
 
     shape = shape_of(AutoConfig.from_pretrained(args.model))
