@@ -18,6 +18,8 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = ROOT.parent / "shared" / "data"
 
+# There is a worker a core: threads of torch would wait for each other, five times as long in all.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 sys.path.insert(0, str(Path(__file__).parent / "guard"))
 import sitecustomize  # noqa: E402, F401  (installs the guard in this process; commands get it by PYTHONPATH)
 
