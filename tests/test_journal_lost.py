@@ -337,7 +337,10 @@ def test_nothing_is_missed_in_a_run_at_work(journal: Journal) -> None:
     assert found == []
 
 
-@pytest.mark.parametrize("look", ["status", "verify", "publish", "versions", "show"])
+@pytest.mark.parametrize(
+    "look",
+    ["status", "verify", *(pytest.param(name, marks=pytest.mark.slow) for name in ("publish", "versions", "show"))],
+)
 def test_looking_at_a_run_that_goes_on_after_its_end_takes_nothing_away(
     killed: Killed, tmp_path: Path, look: str
 ) -> None:
