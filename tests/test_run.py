@@ -71,6 +71,7 @@ def test_rows_do_not_depend_on_concurrency(run: Any, teacher: Start, tmp_path: P
     assert found[0] == found[1] == found[2]
 
 
+@pytest.mark.slow
 def test_a_run_that_was_stopped_for_a_while_pays_nothing_twice(
     command: list[str], environment: dict[str, str], teacher: Start, tmp_path: Path
 ) -> None:
