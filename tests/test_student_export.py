@@ -25,7 +25,7 @@ from selfinstruct.student.models.export_gguf import _interleave, export  # noqa:
 from selfinstruct.student.models.gguf_config import llama3_frequencies  # noqa: E402
 from selfinstruct.student.models.gguf_words import BYTE, CONTROL, NORMAL, UNKNOWN, UNUSED, read_words  # noqa: E402
 from selfinstruct.student.models.merge import merge  # noqa: E402
-from selfinstruct.student.models.model_folder import workplace  # noqa: E402
+from selfinstruct.student.models.model_folder import work_folder  # noqa: E402
 from selfinstruct.student.models.source import locate  # noqa: E402
 from selfinstruct.student.models.weights import load, load_config, load_weights  # noqa: E402
 from selfinstruct.student.prompt import ALPACA_LORA, Template, load_template, save_template  # noqa: E402
@@ -283,7 +283,7 @@ def test_what_a_killed_export_left_is_removed_and_a_link_there_is_not_followed(f
 
 
 def test_two_exports_do_not_write_to_one_file(folder: Path, tmp_path: Path) -> None:
-    with workplace(tmp_path / "out.gguf") as work:
+    with work_folder(tmp_path / "out.gguf") as work:
         for write in (export, merge):
             with pytest.raises(RunLocked, match="another process"):
                 write(str(folder), tmp_path / "out.gguf")

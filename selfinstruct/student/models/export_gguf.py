@@ -57,7 +57,7 @@ def export(name: str, out: Path, kind: str = "f16", *, log: Callable[[str], None
     from safetensors import SafetensorError
 
     try:
-        with model_folder.workplace(out.absolute()) as work:
+        with model_folder.work_folder(out.absolute()) as work:
             part = work / "part.gguf"
             folder = _merged(source, name, work, log)
             log(f"writing {out}")

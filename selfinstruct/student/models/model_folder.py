@@ -59,7 +59,7 @@ def write(
     from safetensors import SafetensorError
 
     try:
-        with workplace(target) as work:
+        with work_folder(target) as work:
             save_weights(work)
             _name_end(work / "generation_config.json", template, tokenizer)
             tokenizer.save_pretrained(work)
@@ -76,7 +76,7 @@ def write(
 
 
 @contextmanager
-def workplace(target: Path) -> Iterator[Path]:
+def work_folder(target: Path) -> Iterator[Path]:
     """A new hidden folder beside ``target`` for gigabytes that are not finished; nothing of it stays.
 
     Its name is always the same: what a killed process left there is removed, and a link in its place is not followed.
