@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import resource
+import signal
 import socket
 import subprocess
 import sys
@@ -44,12 +45,18 @@ run()
 """
 
 
+class GlooCrash(Exception):
+    """A process died of SIGABRT or SIGSEGV."""
+
+
 def start(world: int, *arguments: str, stop: Path | None = None) -> list[dict[str, object]]:
     """Run the program in ``world`` processes; what each printed last.
 
     ``stop``: a log; when it has a step's line, the last process, and no other one, gets SIGTERM.
     """
     ended = run_in(world, PROGRAM, *arguments, stop=stop)
+    if any(code in (-signal.SIGABRT, -signal.SIGSEGV) for code, _, _ in ended):
+        raise GlooCrash
     assert [code for code, _, _ in ended] == [0] * world, ended[0][2][-2000:]
     return [json.loads(out.splitlines()[-1]) for _, out, _ in ended]
 
@@ -89,6 +96,17 @@ def run_in(
     [("full", "states", 2), ("full", "weights", 2), ("full", "states", 3), ("lora", "auto", 2)],
 )
 def test_several_processes_give_the_losses_of_one(tmp_path: Path, method: str, shard: str, world: int) -> None:
+    # FSDP's gathers meet a race in torch's gloo (docs/log.md), which kills one run in a hundred: those are begun anew.
+    for attempt in range(3 if shard == "weights" else 1):
+        try:
+            return _compare(tmp_path / str(attempt), method, shard, world)
+        except GlooCrash:
+            pass
+    pytest.fail("a process was killed by its own fault, again and again")
+
+
+def _compare(tmp_path: Path, method: str, shard: str, world: int) -> None:
+    tmp_path.mkdir()
     rows = write_rows(tmp_path / "rows.jsonl", 36)
     model = tiny_model(tmp_path / "model", tie_word_embeddings=method == "full")
     alone = start(1, str(rows), str(model), str(tmp_path / "one"), method, "auto", "0")[0]
